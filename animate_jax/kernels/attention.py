@@ -1,0 +1,98 @@
+"""Softmax attention in plain XLA, with bounded memory.
+
+Arrays are tokens with the heads side by side in the channels. Scores and softmax are float32.
+Where all scores at once would pass SCORE_BYTES, rows and then queries go through in slices, so
+that a 24-frame clip at 768x768 needs no more memory than a small one.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+SCORE_BYTES = 512 * 2**20
+
+
+def attention(query, key, value, heads: int, reference=None, has_reference=None):
+    """Every query attends to its own row's keys and, where there are any, to the reference's.
+
+    Equal to concatenating the reference's keys and values to the row's own (Animate Anyone,
+    section 3.2), without doing so.
+
+    query (B, F, N, C), key and value (B, F, M, C).
+    reference: None, or key and value (B, R, C) shared by the F frames of a row.
+    has_reference: None, or bool (B,); False hides the reference from that row.
+    Returns (B, F, N, C).
+    """
+    batch, frames, tokens, channels = query.shape
+    split = functools.partial(_split_heads, heads=heads)
+    query = split(query) * (channels // heads) ** -0.5
+    key, value = split(key), split(value)
+    keys = key.shape[2]
+    if reference is not None:
+        reference = split(reference[0]), split(reference[1])
+        has_reference = jnp.ones(batch, bool) if has_reference is None else has_reference
+        keys += reference[0].shape[1]
+
+    rows = query, key, value, reference, has_reference
+    if 4 * heads * batch * frames * tokens * keys <= SCORE_BYTES:
+        out = jax.vmap(_attend_clip)(*rows)
+    else:
+        block = min(tokens, max(1, SCORE_BYTES // (4 * heads * keys)))
+        out = jax.lax.map(lambda row: _attend_clip(*row, query_block=block), rows)
+    return out.reshape(batch, frames, tokens, channels)
+
+
+def _split_heads(x, heads):
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def _attend_clip(query, key, value, reference, has_reference, query_block=None):
+    """One clip: query (F, N, H, D), key, value (F, M, H, D), reference None or (R, H, D) twice."""
+
+    def attend(query, key, value):  # (N, H, D), (M, H, D) of one frame
+        scores = _scores(query, key)
+        top = scores.max(-1, keepdims=True)
+        if reference is not None:
+            reference_scores = jnp.where(has_reference, _scores(query, reference[0]), -jnp.inf)
+            top = jnp.maximum(top, reference_scores.max(-1, keepdims=True))
+        weights = jnp.exp(scores - top)
+        total = weights.sum(-1)
+        out = _weigh(weights, value)
+        if reference is not None:
+            weights = jnp.exp(reference_scores - top)
+            total = total + weights.sum(-1)
+            out = out + _weigh(weights, reference[1])
+        return (out / total.T[..., None]).astype(query.dtype)
+
+    if query_block is None:
+        return jax.vmap(attend)(query, key, value)
+
+    def attend_in_blocks(frame):
+        query, key, value = frame
+        one = jax.checkpoint(lambda q: attend(q[None], key, value)[0])
+        return jax.lax.map(one, query, batch_size=query_block)
+
+    return jax.lax.map(attend_in_blocks, (query, key, value))
+
+
+def _scores(query, key):
+    return jnp.einsum("nhd,mhd->hnm", query, key, preferred_element_type=jnp.float32)
+
+
+def _weigh(weights, value):
+    weights = weights.astype(value.dtype)
+    return jnp.einsum("hnm,mhd->nhd", weights, value, preferred_element_type=jnp.float32)
+
+
+def temporal_attention(query, key, value, heads: int):
+    """Self-attention along the frames, one sequence a pixel: (B, F, N, C) three times -> the same."""
+    channels = query.shape[-1]
+    split = functools.partial(_split_heads, heads=heads)
+    query, key, value = split(query) * (channels // heads) ** -0.5, split(key), split(value)
+    scores = jnp.einsum("bfnhd,bgnhd->bnhfg", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores).astype(value.dtype)
+    out = jnp.einsum("bnhfg,bgnhd->bfnhd", weights, value)
+    return out.reshape(*out.shape[:-2], channels)

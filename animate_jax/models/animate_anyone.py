@@ -1,0 +1,152 @@
+"""Animate Anyone (arXiv 2311.17117), composed of pure functions over one parameter tree.
+
+    reference = model.encode_reference(params, reference_latents, image_tokens)
+    bound     = model.bind(params, image_tokens, reference)          # once per clip
+    noise     = model.denoise(params, latents, timesteps, bound, pose)
+
+Training and sampling call the same three. The tree has one entry per component: `denoising_unet`
+(motion modules inside), `reference_unet`, `pose_guider`, `autoencoder`, `image_encoder`; the first
+three also work without the last two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from animate_jax.config import ModelConfig
+from animate_jax.models.attention import BoundLayer
+from animate_jax.models.autoencoder import Autoencoder
+from animate_jax.models.image_encoder import ImageEncoder
+from animate_jax.models.layers import Dtype
+from animate_jax.models.pose_guider import PoseGuider
+from animate_jax.models.unet import UNet
+
+COMPONENTS = ("denoising_unet", "reference_unet", "pose_guider", "autoencoder", "image_encoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class AnimateAnyone:
+    """A model's sizes and compute dtype; hashable, so it can be a static argument of jit.
+
+    Letters in shapes: B clips, F frames, H and W pixels, h and w latents (an eighth), C latent
+    channels, T image tokens, E their width.
+    """
+
+    config: ModelConfig
+    dtype: Dtype = jnp.float32
+
+    def module(self, component: str):
+        """The Flax module of one component."""
+        kind = {"pose_guider": PoseGuider, "autoencoder": Autoencoder, "image_encoder": ImageEncoder}
+        return kind.get(component, UNet)(getattr(self.config, component), self.dtype)
+
+    def init_component(self, component: str, key: jax.Array) -> dict:
+        """Random float32 parameters of one component; layers that start at zero do."""
+        module = self.module(component)
+        if isinstance(module, UNet):
+            size = 2 ** (len(module.config.block_out_channels) - 1)
+            latents = jnp.zeros((1, 1, size, size, module.config.in_channels))
+            image_tokens = jnp.zeros((1, 2, module.config.cross_attention_dim))
+            inputs = latents, jnp.zeros(1, jnp.int32), image_tokens
+            return module.init(key, *inputs, method="bind_and_call")["params"]
+        if component == "image_encoder":
+            size = self.config.image_encoder.image_size
+        else:
+            size = 8 * self.config.autoencoder.downscale
+        return module.init(key, jnp.zeros((1, size, size, 3)))["params"]
+
+    def init(self, key: jax.Array, components: tuple[str, ...] = COMPONENTS) -> dict:
+        """Random parameters of the components, as one tree."""
+        keys = jax.random.split(key, len(components))
+        return {c: self.init_component(c, k) for c, k in zip(components, keys)}
+
+    def _apply(self, component, params, *inputs, **options):
+        return self.module(component).apply({"params": params[component]}, *inputs, **options)
+
+    def encode_image(self, params, pixels: jax.Array) -> jax.Array:
+        """Normalised pictures (B, S, S, 3) -> image tokens (B, 1, E) float32."""
+        return self._apply("image_encoder", params, pixels)[:, None].astype(jnp.float32)
+
+    def encode_latents(self, params, pictures: jax.Array, key: jax.Array | None = None):
+        """Pictures (B, H, W, 3) in [-1, 1] -> scaled latents (B, h, w, C) float32.
+
+        The posterior's mean, or a sample of it where a key is given.
+        """
+        mean, log_variance = self._apply("autoencoder", params, pictures, method="encode")
+        if key is not None:
+            mean += jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+        return mean * self.config.autoencoder.scaling_factor
+
+    def decode_latents(self, params, latents: jax.Array) -> jax.Array:
+        """Scaled latents (B, h, w, C) -> pictures (B, H, W, 3) float32 in [0, 1]."""
+        latents = latents / self.config.autoencoder.scaling_factor
+        pictures = self._apply("autoencoder", params, latents, method="decode")
+        return jnp.clip(pictures / 2 + 0.5, 0, 1)
+
+    def encode_pose(self, params, skeletons: jax.Array) -> jax.Array:
+        """Drawn skeletons (B, F, H, W, 3) in [0, 1] -> pose features (B, F, h, w, channels)."""
+        return self._apply("pose_guider", params, skeletons)
+
+    def encode_reference(self, params, reference_latents: jax.Array, image_tokens: jax.Array):
+        """Features of the reference, {layer path: (B, tokens, channels)}; once per clip.
+
+        reference_latents (B, h, w, C) scaled and clean, image_tokens (B, T, E).
+        """
+        bound = self._apply("reference_unet", params, image_tokens, method="bind")
+        timesteps = jnp.zeros(reference_latents.shape[0], jnp.int32)
+        _, features = self._apply(
+            "reference_unet", params, reference_latents[:, None], timesteps, bound
+        )
+        return {path: tokens[:, 0] for path, tokens in features.items()}
+
+    def bind(
+        self,
+        params,
+        image_tokens: jax.Array,
+        reference: dict[str, jax.Array] | None = None,
+        has_reference: jax.Array | None = None,
+    ) -> dict[str, BoundLayer]:
+        """All that the denoiser needs of image and reference; see `UNet.bind`.
+
+        For guidance, image_tokens has twice the rows of the reference: first the unconditional ones
+        (zeros), which attend to themselves only.
+        """
+        unet = "denoising_unet"
+        return self._apply(unet, params, image_tokens, reference, has_reference, method="bind")
+
+    def denoise(self, params, latents, timesteps, bound, pose_features=None) -> jax.Array:
+        """The denoiser's prediction, (B, F, h, w, C) float32.
+
+        latents (B, F, h, w, C), timesteps (B,), pose_features (B, F, h, w, channels) or None.
+        """
+        if pose_features is not None and self.config.pose_guider.variant == "latent":
+            latents, pose_features = latents + pose_features, None
+        out, _ = self._apply("denoising_unet", params, latents, timesteps, bound, pose_features)
+        return out.astype(jnp.float32)
+
+    def guided_denoise(self, params, latents, timestep, bound, pose_features, guidance):
+        """Classifier-free guidance (arXiv 2207.12598): unconditional + guidance * difference.
+
+        latents (B, F, h, w, C), timestep (), pose_features (B, F, h, w, channels); bound has 2B rows,
+        the unconditional first, or B rows, and then the prediction is taken as it is.
+        """
+        rows = bound_rows(bound)
+        repeats = rows // latents.shape[0]
+        latents, pose_features = (
+            jnp.concatenate([x] * repeats) if x is not None else None
+            for x in (latents, pose_features)
+        )
+        out = self.denoise(params, latents, jnp.full(rows, timestep), bound, pose_features)
+        if repeats == 1:
+            return out
+        unconditional, conditional = jnp.split(out, 2)
+        return unconditional + guidance * (conditional - unconditional)
+
+
+def bound_rows(bound: dict[str, BoundLayer]) -> int:
+    """How many rows `bind` was given image tokens for."""
+    layer = next(iter(bound.values()))
+    return jax.tree.leaves((layer.cross_output, layer.cross))[0].shape[0]

@@ -1,0 +1,131 @@
+"""Attention over space: own tokens, the reference's, and the image embedding's.
+
+A block first *binds* what does not change while a clip is sampled: keys and values of the reference
+(from this UNet's own projections) and the cross-attention to the image tokens. With one image token
+the softmax runs over a single key, so cross-attention is the constant `to_out(to_v(token))`.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import flax.struct
+import jax
+
+from animate_jax.kernels.attention import attention
+from animate_jax.models.layers import Dtype, FeedForward, convolution, group_norm, layer_norm
+
+
+@flax.struct.dataclass
+class BoundLayer:
+    """What one transformer block needs of the image and the reference; B rows, R of them with a
+    reference. The reference belongs to the LAST R rows; rows before them attend to themselves only.
+
+    Either `cross_output` (B, 1, C), for one image token, or `cross` = keys and values (B, T, C).
+    """
+
+    cross_output: jax.Array | None = None
+    cross: tuple[jax.Array, jax.Array] | None = None
+    reference: tuple[jax.Array, jax.Array] | None = None  # keys and values (R, tokens, C)
+    has_reference: jax.Array | None = None  # bool (R,): False drops that row's reference
+
+
+class Attention(nn.Module):
+    """Projections of multi-head attention, named as in diffusers."""
+
+    channels: int
+    heads: int
+    dtype: Dtype
+    bias: bool = False
+
+    def setup(self):
+        def dense(bias):
+            return nn.Dense(self.channels, use_bias=bias, dtype=self.dtype)
+
+        self.to_q, self.to_k, self.to_v = dense(self.bias), dense(self.bias), dense(self.bias)
+        self.to_out = [dense(True)]
+
+    def keys_and_values(self, tokens):
+        """(..., T, any) -> (..., T, channels) twice."""
+        return self.to_k(tokens), self.to_v(tokens)
+
+    def output(self, x):
+        return self.to_out[0](x)
+
+    def __call__(self, x, keys_and_values, reference=None, has_reference=None):
+        """x (B, F, N, C), keys and values (B, F, M, C) -> (B, F, N, C); see kernels.attention."""
+        query, (key, value) = self.to_q(x), keys_and_values
+        if reference is None:
+            return self.output(attention(query, key, value, self.heads))
+        alone = query.shape[0] - reference[0].shape[0]
+        out = attention(
+            query[alone:], key[alone:], value[alone:], self.heads, reference, has_reference
+        )
+        if alone:
+            own = attention(query[:alone], key[:alone], value[:alone], self.heads)
+            out = jax.numpy.concatenate([own, out])
+        return self.output(out)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention with reference, cross-attention, feed-forward (diffusers: BasicTransformerBlock)."""
+
+    channels: int
+    heads: int
+    dtype: Dtype
+
+    def setup(self):
+        self.norm1, self.norm2, self.norm3 = (layer_norm(self.dtype) for _ in range(3))
+        self.attn1 = Attention(self.channels, self.heads, self.dtype)
+        self.attn2 = Attention(self.channels, self.heads, self.dtype)
+        self.ff = FeedForward(self.dtype)
+
+    def bind(self, image_tokens, reference=None, has_reference=None) -> BoundLayer:
+        """image_tokens (B, T, E); reference (R, N, C): the ReferenceNet's tokens after norm1."""
+        if reference is not None:
+            reference = self.attn1.keys_and_values(reference)
+        bound = BoundLayer(reference=reference, has_reference=has_reference)
+        key, value = self.attn2.keys_and_values(image_tokens)
+        if image_tokens.shape[1] == 1:
+            return bound.replace(cross_output=self.attn2.output(value))
+        return bound.replace(cross=(key, value))
+
+    def __call__(self, x, bound: BoundLayer):
+        """x (B, F, N, C) -> the same, and the tokens after norm1, which a ReferenceNet hands on."""
+        tokens = self.norm1(x)
+        keys_and_values = self.attn1.keys_and_values(tokens)
+        x = x + self.attn1(tokens, keys_and_values, bound.reference, bound.has_reference)
+        if bound.cross_output is not None:
+            x = x + bound.cross_output[:, None]
+        else:
+            image = jax.tree.map(lambda y: _repeat_frames(y, x.shape[1]), bound.cross)
+            x = x + self.attn2(self.norm2(x), image)
+        return x + self.ff(self.norm3(x)), tokens
+
+
+def _repeat_frames(x, frames):
+    return jax.numpy.broadcast_to(x[:, None], (x.shape[0], frames, *x.shape[1:]))
+
+
+class SpatialTransformer(nn.Module):
+    """Tokens of each frame through one transformer block (diffusers: Transformer2DModel)."""
+
+    channels: int
+    heads: int
+    groups: int
+    dtype: Dtype
+
+    def setup(self):
+        self.norm = group_norm(self.groups, 1e-6, self.dtype)
+        self.proj_in = convolution(self.channels, 1, self.dtype)
+        self.transformer_blocks = [TransformerBlock(self.channels, self.heads, self.dtype)]
+        self.proj_out = convolution(self.channels, 1, self.dtype)
+
+    def bind(self, image_tokens, reference=None, has_reference=None) -> BoundLayer:
+        return self.transformer_blocks[0].bind(image_tokens, reference, has_reference)
+
+    def __call__(self, x, bound: BoundLayer):
+        """x (B, F, h, w, C) -> the same, and the tokens (B, F, h * w, C) after norm1."""
+        batch, frames, height, width, channels = x.shape
+        tokens = self.proj_in(self.norm(x)).reshape(batch, frames, height * width, channels)
+        tokens, features = self.transformer_blocks[0](tokens, bound)
+        return x + self.proj_out(tokens.reshape(x.shape)), features

@@ -1,0 +1,154 @@
+"""Layers shared by the UNets, the autoencoder and the motion modules, equal to PyTorch's.
+
+Pictures are channel-last with any leading axes: (..., height, width, channels). Normalisation
+statistics are float32 with a two-pass variance, whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Dtype = jnp.dtype | type
+
+
+def group_norm(groups: int, eps: float, dtype: Dtype, name: str | None = None) -> nn.GroupNorm:
+    """GroupNorm over one picture's pixels; a clip's frames are normalised one by one."""
+    return nn.GroupNorm(
+        groups,
+        epsilon=eps,
+        dtype=dtype,
+        reduction_axes=(-3, -2, -1),
+        use_fast_variance=False,
+        name=name,
+    )
+
+
+def layer_norm(dtype: Dtype, eps: float = 1e-5, name: str | None = None) -> nn.LayerNorm:
+    return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def convolution(
+    channels: int,
+    size: int,
+    dtype: Dtype,
+    stride: int = 1,
+    padding: int | Sequence[tuple[int, int]] | None = None,
+    **options,
+) -> nn.Conv:
+    """A square convolution padded like PyTorch's: `size // 2` on both sides unless said otherwise."""
+    padding = size // 2 if padding is None else padding
+    return nn.Conv(channels, (size, size), (stride, stride), padding, dtype=dtype, **options)
+
+
+def timestep_embedding(timesteps: jax.Array, channels: int) -> jax.Array:
+    """Sinusoidal embedding, cosines first (diffusers: flip_sin_to_cos, shift 0).
+
+    timesteps (B,) -> (B, channels) float32.
+    """
+    half = channels // 2
+    frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with SiLU between: (B, C) -> (B, channels)."""
+
+    channels: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.channels, dtype=self.dtype, name="linear_1")(x)
+        return nn.Dense(self.channels, dtype=self.dtype, name="linear_2")(nn.silu(x))
+
+
+class ResnetBlock(nn.Module):
+    """norm, SiLU, convolution, twice; the embedded timestep is added between.
+
+    x (B, ..., h, w, C), embedding (B, E) or None -> (B, ..., h, w, channels).
+    """
+
+    channels: int
+    groups: int
+    eps: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x, embedding=None):
+        residual = x
+        x = nn.silu(group_norm(self.groups, self.eps, self.dtype, "norm1")(x))
+        x = convolution(self.channels, 3, self.dtype, name="conv1")(x)
+        if embedding is not None:
+            shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")
+            shift = shift(nn.silu(embedding))
+            x = x + shift.reshape(shift.shape[0], *(1,) * (x.ndim - 2), self.channels)
+        x = nn.silu(group_norm(self.groups, self.eps, self.dtype, "norm2")(x))
+        x = convolution(self.channels, 3, self.dtype, name="conv2")(x)
+        if residual.shape[-1] != self.channels:
+            residual = convolution(self.channels, 1, self.dtype, name="conv_shortcut")(residual)
+        return x + residual
+
+
+class Downsample(nn.Module):
+    """Half the size by a stride-2 convolution; `padding` differs between UNet and autoencoder."""
+
+    channels: int
+    dtype: Dtype
+    padding: int | Sequence[tuple[int, int]] = 1
+
+    @nn.compact
+    def __call__(self, x):
+        return convolution(self.channels, 3, self.dtype, 2, self.padding, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement to `size` (height, width), twice by default; then a convolution."""
+
+    channels: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x, size: tuple[int, int] | None = None):
+        size = size or (2 * x.shape[-3], 2 * x.shape[-2])
+        x = _nearest(_nearest(x, size[0], -3), size[1], -2)
+        return convolution(self.channels, 3, self.dtype, name="conv")(x)
+
+
+def _nearest(x, size, axis):
+    old = x.shape[axis]
+    if size == 2 * old:
+        return jnp.repeat(x, 2, axis)
+    source = np.floor(np.arange(size, dtype=np.float32) * np.float32(old / size)).astype(int)
+    return jnp.take(x, np.minimum(source, old - 1), axis)
+
+
+class FeedForward(nn.Module):
+    """GEGLU with the exact (erf) GELU: (..., C) -> (..., C)."""
+
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        x = GEGLU(4 * channels, self.dtype, name="net_0")(x)
+        return nn.Dense(channels, dtype=self.dtype, name="net_2")(x)
+
+
+class GEGLU(nn.Module):
+    """a * gelu(b), where a and b are the halves of one projection (arXiv 2002.05202)."""
+
+    channels: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(2 * self.channels, dtype=self.dtype, name="proj")(x)
+        value, gate = jnp.split(x, 2, -1)
+        return value * nn.gelu(gate, approximate=False)

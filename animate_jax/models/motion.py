@@ -1,0 +1,113 @@
+"""Motion module: attention along time at every pixel (AnimateDiff, arXiv 2307.04725, section 4.2).
+
+GroupNorm is per frame, as in the weights that exist; positions are added to the normed tokens
+before the projections. `proj_out` starts at zero, so a new module changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from animate_jax.config import MotionConfig
+from animate_jax.kernels.attention import temporal_attention
+from animate_jax.models.layers import Dtype, FeedForward, group_norm, layer_norm
+
+
+def sinusoidal_positions(frames: int, channels: int) -> np.ndarray:
+    """(1, frames, channels) float32: sines and cosines interleaved, base 10000."""
+    frequencies = np.exp(np.arange(0, channels, 2) * (-math.log(10000.0) / channels))
+    angles = np.arange(frames)[:, None] * frequencies
+    return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(1, frames, channels).astype("f4")
+
+
+class Positions(nn.Module):
+    """The table of frame positions. Files carry it, so it is kept beside the weights; not learnt."""
+
+    max_frames: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, frames: int) -> jax.Array:
+        """(frames, 1, channels). Raises ValueError beyond `max_frames`."""
+        if frames > self.max_frames:
+            raise ValueError(f"{frames} frames at once; this motion module knows {self.max_frames}")
+        table = self.param(
+            "pe", lambda key: jnp.asarray(sinusoidal_positions(self.max_frames, self.channels))
+        )
+        return table[0, :frames, None]
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention over frames: (B, F, N, C) -> the same; one sequence per pixel."""
+
+    heads: int
+    max_frames: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        frames, channels = x.shape[1], x.shape[-1]
+        positions = Positions(self.max_frames, channels, name="pos_encoder")(frames)
+        x = x + positions.astype(x.dtype)
+        query, key, value = (
+            nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x)
+            for name in ("to_q", "to_k", "to_v")
+        )
+        x = temporal_attention(query, key, value, self.heads)
+        return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(x)
+
+
+class TemporalTransformerBlock(nn.Module):
+    """Temporal self-attentions, then a feed-forward, each after a LayerNorm: (B, F, N, C)."""
+
+    config: MotionConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(self.config.attentions):
+            attend = TemporalAttention(
+                self.config.heads,
+                self.config.max_frames,
+                self.dtype,
+                name=f"attention_blocks_{i}",
+            )
+            x = x + attend(layer_norm(self.dtype, name=f"norms_{i}")(x))
+        return x + FeedForward(self.dtype, name="ff")(layer_norm(self.dtype, name="ff_norm")(x))
+
+
+class TemporalTransformer(nn.Module):
+    """(B, F, h, w, C) -> the same, with a residual around the whole."""
+
+    config: MotionConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        batch, frames, height, width, channels = x.shape
+        tokens = group_norm(self.config.norm_groups, 1e-6, self.dtype, "norm")(x)
+        tokens = tokens.reshape(batch, frames, height * width, channels)
+        tokens = nn.Dense(channels, dtype=self.dtype, name="proj_in")(tokens)
+        for i in range(self.config.transformer_blocks):
+            name = f"transformer_blocks_{i}"
+            tokens = TemporalTransformerBlock(self.config, self.dtype, name=name)(tokens)
+        project = nn.Dense(
+            channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out"
+        )
+        return x + project(tokens).reshape(x.shape)
+
+
+class MotionModule(nn.Module):
+    """Holds the temporal transformer under the name that PyTorch files give it."""
+
+    config: MotionConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        return TemporalTransformer(self.config, self.dtype, name="temporal_transformer")(x)

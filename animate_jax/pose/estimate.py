@@ -1,0 +1,113 @@
+"""Keypoints of one person from a clip or a picture, by either backend.
+
+`blazepose` is small and runs on any CPU: body and feet. `dwpose` is what Animate Anyone's public
+weights were trained with: body, feet, face and hands, at several times the cost.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from animate_jax.errors import UserError
+from animate_jax.pose import blazepose, dwpose
+from animate_jax.pose.keypoints import Keypoints
+from animate_jax.pose.models import blazepose_model_paths, dwpose_model_paths
+from animate_jax.pose.tracking import Person, select_track, steady_sides, track
+
+BACKENDS = ("blazepose", "dwpose")
+DETECT_EVERY = 5  # frames between BlazePose's looks for people it does not follow yet
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """`find(frame, index, state) -> (people, state)`; the state of a clip's first frame is None."""
+
+    find: Callable[[np.ndarray, int, Any], tuple[list[Person], Any]]
+
+
+def load_estimator(
+    backend: str = "blazepose",
+    *,
+    det: str | os.PathLike | None = None,
+    pose: str | os.PathLike | None = None,
+) -> Estimator:
+    """Loads a backend's two networks: `det` finds people and `pose` their points.
+
+    Paths default to the fetched files. Raises UserError for an unknown backend, a missing package
+    or missing files.
+    """
+    if backend == "blazepose":
+        model = blazepose.load_blazepose(*blazepose_model_paths(det, pose))
+
+        def find(frame, index, followed):
+            detect = index % DETECT_EVERY == 0
+            return blazepose.find_people(model, frame, followed or (), detect=detect)
+
+        return Estimator(find)
+    if backend == "dwpose":
+        networks = dwpose.load_dwpose(*dwpose_model_paths(det, pose))
+        return Estimator(lambda frame, index, state: (dwpose.find_people(networks, frame), None))
+    raise UserError(f"there is no pose backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+
+
+def estimate_keypoints(
+    frames: Iterable[np.ndarray],
+    *,
+    fps: float,
+    width: int,
+    height: int,
+    backend: str | Estimator = "blazepose",
+    person: int | None = None,
+    total: int | None = None,
+    progress: bool = True,
+    det: str | os.PathLike | None = None,
+    pose: str | os.PathLike | None = None,
+) -> Keypoints:
+    """Follows one person through uint8 (height, width, 3) RGB frames.
+
+    `person` counts the people by how long they are seen, longest first; None takes the longest.
+    Frames without the person have score 0 everywhere. `total`, the expected number of frames, lets
+    the progress bar show the time left. `backend` may be a loaded Estimator; `det` and `pose` name
+    network files. Raises UserError when nobody is found or there are no frames.
+    """
+    estimator = _estimator(backend, det, pose)
+    detections, state = [], None
+    bar = tqdm(frames, desc="poses", total=total, unit="frame", disable=not progress)
+    for index, frame in enumerate(bar):
+        if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
+            raise UserError(
+                f"frame {index} is {frame.dtype} {frame.shape}, expected uint8 {(height, width, 3)}"
+            )
+        people, state = estimator.find(frame, index, state)
+        detections.append(people)
+    if not detections:
+        raise UserError("there are no frames to estimate poses in; check the frame range")
+    points = steady_sides(select_track(track(detections), person))
+    return Keypoints(points, float(fps), int(width), int(height))
+
+
+def estimate_picture(
+    image: np.ndarray,
+    backend: str | Estimator = "blazepose",
+    *,
+    det: str | os.PathLike | None = None,
+    pose: str | os.PathLike | None = None,
+) -> np.ndarray:
+    """Points float32 (134, 3) of the largest person in a uint8 (height, width, 3) RGB picture.
+
+    Raises UserError when nobody is found.
+    """
+    people, _ = _estimator(backend, det, pose).find(image, 0, None)
+    if not people:
+        raise UserError("no person was found in the picture; use one that shows the whole body")
+    return max(people, key=lambda person: person.area).points
+
+
+def _estimator(backend, det, pose):
+    if isinstance(backend, Estimator):
+        return backend
+    return load_estimator(backend, det=det, pose=pose)

@@ -1,0 +1,234 @@
+"""Pictures and videos into RGB arrays: Pillow decodes pictures, PyAV (FFmpeg) decodes videos.
+
+What is returned is what a viewer would show: EXIF and display-matrix rotations are applied,
+transparency is laid over white, and non-square pixels are stretched to square ones.
+"""
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageOps
+
+from animate_jax.errors import UserError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FALLBACK_FPS = 30.0  # for a video file that declares no usable rate
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Size in pixels as shown (after rotation), frames per second, and the number of frames the
+    container declares: 0 when it does not say, and not to be relied on for a damaged file."""
+
+    width: int
+    height: int
+    fps: float
+    frames_hint: int
+
+
+def image_to_rgb(image: Image.Image) -> np.ndarray:
+    """A Pillow picture of any mode -> uint8 (height, width, 3) RGB, upright, alpha over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        values = np.asarray(image, np.float64)
+        # Greyscale beyond 8 bits: floats are in [0, 1] or [0, 255], integers fill 8 or 16 bits.
+        if image.mode == "F":
+            scale = 255.0 if values.max(initial=0) <= 1 else 1.0
+        elif image.mode == "I" and values.max(initial=0) <= 255:
+            scale = 1.0
+        else:
+            scale = 255.0 / 65535.0
+        grey = np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return np.array(image.convert("RGB"))
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """The picture file at `path` -> uint8 (height, width, 3) RGB.
+
+    Raises UserError when the file is missing or is not a picture that Pillow decodes completely.
+    """
+    path = Path(path)
+    _require_file(path, "picture")
+    try:
+        with Image.open(path) as image:
+            return image_to_rgb(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path}: not a readable picture ({error}); save it again as PNG or JPEG"
+        ) from error
+
+
+def probe_video(path: str | os.PathLike, *, default_fps: float = 8.0) -> VideoInfo:
+    """Size, rate and declared length of a video file or of a directory of pictures.
+
+    Pictures carry no rate: a directory reports `default_fps`. Raises UserError as read_frames does.
+    """
+    path = Path(path)
+    if path.is_dir():
+        pictures = _pictures(path)
+        height, width = read_image(pictures[0]).shape[:2]
+        return VideoInfo(width, height, float(default_fps), len(pictures))
+    first = next(read_frames(path, limit=1))
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        fps = _frame_rate(container, stream)
+        seconds = 0.0
+        if stream.duration and stream.time_base:
+            seconds = float(stream.duration * stream.time_base)
+        elif container.duration:
+            seconds = container.duration / av.time_base
+        frames = stream.frames or round(seconds * fps)
+    return VideoInfo(first.shape[1], first.shape[0], fps, max(int(frames), 1))
+
+
+def read_frames(
+    path: str | os.PathLike, *, stride: int = 1, limit: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yields uint8 (height, width, 3) RGB frames 0, stride, 2 * stride, ... and at most `limit`.
+
+    `path` is a video file, or a directory of pictures in natural order (frame2 before frame10),
+    which must all have one size. Frames are decoded as they are asked for. A file that breaks off
+    yields the frames before the break. Raises UserError when the path is missing, when it holds no
+    picture stream, or when not a single frame can be decoded.
+    """
+    path = Path(path)
+    if stride < 1:
+        raise UserError(f"frame stride {stride} is not possible; use 1 or more")
+    if limit is not None and limit < 1:
+        raise UserError(f"frame limit {limit} is not possible; use 1 or more")
+    frames = _read_directory(path, stride) if path.is_dir() else _read_file(path, stride)
+    try:
+        for number, frame in enumerate(frames, 1):
+            yield frame
+            if number == limit:
+                break
+    finally:
+        frames.close()
+
+
+def _read_directory(path, stride):
+    size = None
+    for picture in _pictures(path)[::stride]:
+        frame = read_image(picture)
+        if size is not None and frame.shape != size:
+            raise UserError(
+                f"{picture}: {frame.shape[1]}x{frame.shape[0]} pixels, but the pictures before it"
+                f" have {size[1]}x{size[0]}; give all pictures of {path} one size"
+            )
+        size = frame.shape
+        yield frame
+
+
+def _read_file(path, stride):
+    _require_file(path, "video")
+    decoded, failure = 0, None
+    with _open(path) as container:
+        if not container.streams.video:
+            raise UserError(f"{path}: has no pictures, only other streams; choose a video")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        size = turn = None
+        try:
+            for frame in container.decode(stream):
+                if size is None:
+                    size, turn = _square_pixel_size(frame, stream), _turn(frame)
+                decoded += 1
+                if (decoded - 1) % stride == 0:
+                    yield _upright(_to_rgb(frame, *size), *turn)
+        except (av.FFmpegError, ValueError) as error:
+            failure = error  # a file that breaks off: the frames before the break count
+    if not decoded:
+        reason = f" ({failure})" if failure else ""
+        raise UserError(
+            f"{path}: no frame of this video can be decoded{reason}; it is damaged or incomplete"
+        )
+
+
+def _open(path):
+    # An absolute path and only the file protocol: neither a name such as "http:x" nor a playlist
+    # in disguise makes FFmpeg reach for the network.
+    try:
+        return av.open(str(path.resolve()), options={"protocol_whitelist": "file"})
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a readable video ({error}); convert it to H.264 in an .mp4 file"
+        ) from error
+
+
+def _require_file(path, kind):
+    if not path.exists():
+        raise UserError(f"{path}: there is no such {kind}; check the path")
+    if not path.is_file():
+        raise UserError(f"{path}: is not a file; give the path of a {kind}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty (0 bytes); copy or download the {kind} again")
+
+
+def _pictures(directory):
+    pictures = [p for p in directory.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES]
+    pictures = [p for p in pictures if p.is_file() and not p.name.startswith(".")]
+    if not pictures:
+        raise UserError(f"{directory}: contains no pictures; name a video or a folder of PNG files")
+    return sorted(pictures, key=lambda p: _natural_key(p.name))
+
+
+def _natural_key(name):
+    parts = re.split(r"(\d+)", name.lower())
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], name
+
+
+def _frame_rate(container, stream):
+    if container.format.name == "gif" and stream.frames and stream.duration:
+        # Durations of GIF frames vary to meet a rate on average; FFmpeg looks at the first few.
+        return float(stream.frames / (stream.duration * stream.time_base))
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate and 0.1 <= rate <= 1000:
+            return float(rate)
+    return FALLBACK_FPS
+
+
+def _square_pixel_size(frame, stream):
+    aspect = float(stream.sample_aspect_ratio or 1)
+    if not 0.1 < aspect < 10:
+        aspect = 1.0
+    return max(1, round(frame.width * aspect)), frame.height
+
+
+def _to_rgb(frame, width, height):
+    if any(component.is_alpha for component in frame.format.components):
+        rgba = frame.to_ndarray(format="rgba", width=width, height=height)
+        return image_to_rgb(Image.fromarray(rgba))
+    return frame.to_ndarray(format="rgb24", width=width, height=height)
+
+
+def _turn(frame):
+    """(transpose, mirror x, mirror y) that bring the frame upright.
+
+    The display matrix maps x to a x + c y and y to b x + d y, in 16.16 fixed point.
+    """
+    for side_data in frame.side_data:
+        if side_data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = struct.unpack("=5i", bytes(side_data)[:20])
+            transpose = abs(b) > abs(a)
+            return (True, c < 0, b < 0) if transpose else (False, a < 0, d < 0)
+    return False, False, False
+
+
+def _upright(picture, transpose, mirror_x, mirror_y):
+    if transpose:
+        picture = picture.transpose(1, 0, 2)
+    if mirror_x:
+        picture = picture[:, ::-1]
+    if mirror_y:
+        picture = picture[::-1]
+    return np.ascontiguousarray(picture)

@@ -1,0 +1,202 @@
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from animate_jax.errors import UserError
+from animate_jax.video.reading import image_to_rgb, probe_video, read_frames, read_image
+from animate_jax.video.writing import write_video
+
+QUADRANTS = np.zeros((32, 64, 3), np.uint8)
+QUADRANTS[:16, :32], QUADRANTS[:16, 32:] = (220, 30, 30), (30, 220, 30)
+QUADRANTS[16:, :32], QUADRANTS[16:, 32:] = (30, 30, 220), (240, 240, 240)
+
+
+def encode(path, pictures, *, rate=25, rotation=0, hflip=False, aspect=None):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "10"})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if rotation or hflip:
+            stream.set_display_rotation(rotation, hflip=hflip)
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+
+
+def counting_clip(frames=10, height=32, width=48):
+    return np.stack([np.full((height, width, 3), 20 * i, np.uint8) for i in range(frames)])
+
+
+def grey_levels(frames):
+    return [round(float(frame.mean()) / 20) for frame in frames]
+
+
+def test_image_modes_become_rgb():
+    grey16 = Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))
+    assert image_to_rgb(grey16)[0, :, 0].tolist() == [0, 128, 255]
+    unit = Image.fromarray(np.array([[0, 0.5, 1]], np.float32))
+    assert image_to_rgb(unit)[0, :, 1].tolist() == [0, 128, 255]
+    half_red = Image.new("RGBA", (1, 1), (255, 0, 0, 128))
+    assert image_to_rgb(half_red).tolist() == [[[255, 127, 127]]]
+    assert image_to_rgb(Image.new("LA", (1, 1), (0, 0))).tolist() == [[[255, 255, 255]]]
+    assert image_to_rgb(Image.new("1", (2, 1), 1)).tolist() == [[[255] * 3] * 2]
+    assert image_to_rgb(Image.new("CMYK", (1, 1), (0, 255, 255, 0))).tolist() == [[[255, 0, 0]]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 0, 0])
+    palette.putpixel((1, 0), 1)
+    assert image_to_rgb(palette).tolist() == [[[10, 20, 30], [200, 0, 0]]]
+    palette.info["transparency"] = 1
+    assert image_to_rgb(palette).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_sixteen_bit_and_palette_files(tmp_path):
+    Image.fromarray(np.full((2, 3), 40000, np.uint16)).save(tmp_path / "grey.png")
+    assert np.all(read_image(tmp_path / "grey.png") == round(40000 / 257))
+    Image.fromarray(QUADRANTS).quantize(4).save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "palette.png"), QUADRANTS)
+
+
+@pytest.mark.parametrize(
+    "orientation, upright",
+    [(2, lambda a: a[:, ::-1]), (3, lambda a: np.rot90(a, 2)), (6, lambda a: np.rot90(a, -1))],
+)
+def test_exif_orientation_is_applied(tmp_path, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(QUADRANTS).save(tmp_path / "phone.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "phone.png"), upright(QUADRANTS))
+
+
+def test_unreadable_pictures_are_named(tmp_path):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:4000])
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.png").touch()
+    for name, words in {
+        "cut.png": "not a readable picture",
+        "text.png": "not a readable picture",
+        "empty.png": "0 bytes",
+        "missing.png": "no such picture",
+        ".": "not a file",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_rotated_phone_video_is_shown_upright(tmp_path, turns):
+    encode(tmp_path / "phone.mp4", [QUADRANTS] * 3, rotation=90 * turns)
+    frames = list(read_frames(tmp_path / "phone.mp4"))
+    expected = np.rot90(QUADRANTS, turns)
+    assert len(frames) == 3 and frames[0].shape == expected.shape
+    assert np.abs(frames[1].astype(int) - expected)[4:-4, 4:-4].mean() < 4
+    info = probe_video(tmp_path / "phone.mp4")
+    assert (info.width, info.height) == (expected.shape[1], expected.shape[0])
+
+
+def test_mirrored_video_is_unmirrored(tmp_path):
+    encode(tmp_path / "mirror.mp4", [QUADRANTS], hflip=True)
+    (frame,) = read_frames(tmp_path / "mirror.mp4")
+    assert np.abs(frame.astype(int) - QUADRANTS[:, ::-1]).mean() < 6
+
+
+def test_pixels_that_are_not_square_are_stretched(tmp_path):
+    encode(tmp_path / "wide.mp4", [QUADRANTS], aspect=Fraction(3, 2))
+    (frame,) = read_frames(tmp_path / "wide.mp4")
+    assert frame.shape == (32, 96, 3)
+
+
+def test_stride_and_limit(tmp_path):
+    write_video(tmp_path / "count.mp4", counting_clip(), 25)
+    path = tmp_path / "count.mp4"
+    assert grey_levels(read_frames(path)) == list(range(10))
+    assert grey_levels(read_frames(path, stride=3)) == [0, 3, 6, 9]
+    assert grey_levels(read_frames(path, stride=4, limit=2)) == [0, 4]
+    with pytest.raises(UserError, match="stride"):
+        next(read_frames(path, stride=0))
+    with pytest.raises(UserError, match="limit"):
+        next(read_frames(path, limit=0))
+
+
+@pytest.mark.parametrize("name", ["one.mp4", "one.webm", "one.gif", "one"])
+def test_one_frame_is_a_video(tmp_path, name):
+    write_video(tmp_path / name, counting_clip(1), 10)
+    assert len(list(read_frames(tmp_path / name))) == 1
+    assert probe_video(tmp_path / name).frames_hint == 1
+
+
+def test_matroska_is_read(tmp_path):
+    encode(tmp_path / "clip.mkv", list(counting_clip(6)), rate=Fraction(24000, 1001))
+    assert grey_levels(read_frames(tmp_path / "clip.mkv")) == list(range(6))
+    assert abs(probe_video(tmp_path / "clip.mkv").fps - 23.976) < 0.01
+
+
+def test_directory_of_pictures_is_in_natural_order(tmp_path):
+    for i in (10, 9, 100, 1):
+        Image.new("RGB", (6, 4), (i, i, i)).save(tmp_path / f"frame{i}.png")
+    (tmp_path / "notes.txt").write_text("ignored")
+    assert [int(frame[0, 0, 0]) for frame in read_frames(tmp_path)] == [1, 9, 10, 100]
+    info = probe_video(tmp_path, default_fps=12)
+    assert (info.width, info.height, info.fps, info.frames_hint) == (6, 4, 12.0, 4)
+    assert probe_video(tmp_path).fps == 8.0
+    Image.new("RGB", (7, 4)).save(tmp_path / "frame200.png")
+    with pytest.raises(UserError, match="frame200.png: 7x4"):
+        list(read_frames(tmp_path))
+
+
+def test_directory_without_pictures_is_refused(tmp_path):
+    with pytest.raises(UserError, match="contains no pictures"):
+        list(read_frames(tmp_path))
+
+
+def test_transparent_gif_is_laid_over_white(tmp_path):
+    picture = Image.new("P", (8, 8), 0)
+    picture.putpalette([0, 0, 0, 200, 0, 0])
+    picture.paste(1, (0, 0, 4, 8))
+    picture.save(tmp_path / "logo.gif", transparency=0)
+    (frame,) = read_frames(tmp_path / "logo.gif")
+    assert frame[0, 0].tolist() == [200, 0, 0] and frame[0, 7].tolist() == [255, 255, 255]
+
+
+def test_truncated_video_yields_what_decodes(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8)
+    write_video(tmp_path / "whole.mp4", noise, 25)
+    content = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
+    decoded = len(list(read_frames(tmp_path / "cut.mp4")))
+    assert 5 <= decoded <= 11
+    index_only = content.index(b"mdat") + 8
+    (tmp_path / "nothing.mp4").write_bytes(content[:index_only])
+    with pytest.raises(UserError, match="nothing.mp4: no frame"):
+        list(read_frames(tmp_path / "nothing.mp4"))
+
+
+def test_files_that_are_no_videos_are_named(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("this is not a video\n" * 50)
+    (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://192.0.2.1/clip.ts\n")
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
+        silence.sample_rate = 16000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())
+    for name, words in {
+        "empty.mp4": "0 bytes",
+        "text.mp4": "not a readable video",
+        "list.mp4": "list.mp4",
+        "sound.mp4": "has no pictures",
+        "missing.mp4": "no such video",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            next(read_frames(tmp_path / name))
+        with pytest.raises(UserError, match=words):
+            probe_video(tmp_path / name)
