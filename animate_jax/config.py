@@ -1,7 +1,7 @@
 """Sizes of every part as frozen dataclasses, and their JSON form.
 
-A model's `config.json` is `to_dict(ModelConfig)`. Unknown keys fail on reading, so a file written by
-a newer version, or a typing error, is never half understood.
+A model's `config.json` is `to_dict(ModelConfig)`. Unknown keys fail on reading, so a file written
+by a newer version, or a typing error, is never half understood.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MotionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Stable Diffusion 1.5's UNet; `motion` makes it a video denoiser, no `output` a ReferenceNet."""
+    """Stable Diffusion 1.5's UNet; a denoiser with `motion`, a ReferenceNet without `output`."""
 
     in_channels: int = 4
     out_channels: int = 4
@@ -44,7 +44,7 @@ class UNetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PoseGuiderConfig:
-    """`feature`: added after the denoiser's first convolution; `latent`: added to the noisy latent."""
+    """`feature`: added after the denoiser's first convolution; `latent`: to the noisy latent."""
 
     variant: typing.Literal["feature", "latent"] = "feature"
     channels: tuple[int, ...] = (16, 32, 96, 256)

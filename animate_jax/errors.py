@@ -1,4 +1,4 @@
-"""The one exception that speaks to users: the command line prints it as one line and exits with code 2."""
+"""The exception that speaks to users: the command line prints it and exits with code 2."""
 
 
 class UserError(Exception):

@@ -1,5 +1,7 @@
-"""Animate Anyone assembled from PyTorch pieces: diffusers' UNets with attention processors and forward
-hooks, a motion module written here, and a plain sampling loop. The truth the Flax model is held to.
+"""Animate Anyone assembled from PyTorch pieces, the truth the Flax model is held to.
+
+diffusers' UNets with attention processors and forward hooks, a motion module written here, and a
+plain sampling loop.
 """
 
 import math
@@ -100,7 +102,9 @@ class FeedForward(nn.Module):
     def __init__(self, channels):
         super().__init__()
         width = 4 * channels
-        self.net = nn.ModuleList([GEGLU(channels, width), nn.Identity(), nn.Linear(width, channels)])
+        self.net = nn.ModuleList(
+            [GEGLU(channels, width), nn.Identity(), nn.Linear(width, channels)]
+        )
 
     def forward(self, x):
         return self.net[2](self.net[0](x))
@@ -260,7 +264,9 @@ class TorchAnimateAnyone:
         return {
             "denoising_unet": self.denoising_unet.state_dict(),
             "reference_unet": {
-                k: v for k, v in reference.items() if not k.startswith(("conv_norm_out", "conv_out"))
+                k: v
+                for k, v in reference.items()
+                if not k.startswith(("conv_norm_out", "conv_out"))
             },
             "motion_module": self.motion.state_dict(),
             "pose_guider": self.pose_guider.state_dict(),

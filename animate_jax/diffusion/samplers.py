@@ -1,7 +1,7 @@
 """Samplers as tables of coefficients: every step is one linear rule.
 
-DDIM (arXiv 2010.02502, equation 12) and DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2) differ only in
-numbers, which are computed once on the host in float64. With the denoiser's output m at x:
+DDIM (arXiv 2010.02502, equation 12) and DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2) differ
+only in numbers, which are computed once on the host in float64. With the denoiser's output m at x:
 
     sample = sample_from_x * x + sample_from_output * m                     (predicted x_0)
     x     <- carry * x + to_sample * sample + to_previous * previous sample + noise * gaussian
@@ -65,7 +65,7 @@ def step(coefficients: Steps, x, output, previous, gaussian=None):
 
 
 def sampling_timesteps(schedule: NoiseSchedule, steps: int, sampler: str = "ddim") -> np.ndarray:
-    """The timesteps of sampling, int64, falling; spacings as in diffusers (and arXiv 2305.08891)."""
+    """The timesteps of sampling, int64, falling; spacings as in diffusers (arXiv 2305.08891)."""
     n = schedule.num_train_timesteps
     most = n - schedule.steps_offset if schedule.timestep_spacing == "leading" else n
     if not 1 <= steps <= most:

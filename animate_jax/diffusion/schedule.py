@@ -36,15 +36,17 @@ class NoiseSchedule:
     def __post_init__(self):
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise UserError(
-                "a schedule with zero_terminal_snr cannot predict epsilon, which says nothing about "
-                "the picture at the last timestep; set prediction to 'v' or 'sample'"
+                "a schedule with zero_terminal_snr cannot predict epsilon, which says nothing "
+                "about the picture at the last timestep; set prediction to 'v' or 'sample'"
             )
 
 
 def stable_diffusion() -> NoiseSchedule:
     """The schedule that Stable Diffusion 1.5 was trained with."""
     return NoiseSchedule(
-        prediction="epsilon", zero_terminal_snr=False, timestep_spacing="leading",
+        prediction="epsilon",
+        zero_terminal_snr=False,
+        timestep_spacing="leading",
         final_alpha_one=False,
     )
 
@@ -119,7 +121,7 @@ def min_snr_weights(schedule: NoiseSchedule, timesteps: jax.Array, gamma: float 
 
 
 def offset_noise(key: jax.Array, shape: tuple[int, ...], strength: float = 0.05) -> jax.Array:
-    """Gaussian noise (B, ..., h, w, C) plus `strength` times one Gaussian draw per sample and channel.
+    """Gaussian noise (B, ..., h, w, C) plus `strength` times a draw per sample and channel.
 
     The offset lets training move the mean of a picture (noise offset); it is shared by all frames
     and pixels of a sample.

@@ -88,7 +88,7 @@ def _weigh(weights, value):
 
 
 def temporal_attention(query, key, value, heads: int):
-    """Self-attention along the frames, one sequence a pixel: (B, F, N, C) three times -> the same."""
+    """Self-attention along the frames, one sequence a pixel: (B, F, N, C) thrice -> the same."""
     channels = query.shape[-1]
     split = functools.partial(_split_heads, heads=heads)
     query, key, value = split(query) * (channels // heads) ** -0.5, split(key), split(value)

@@ -40,7 +40,11 @@ class AnimateAnyone:
 
     def module(self, component: str):
         """The Flax module of one component."""
-        kind = {"pose_guider": PoseGuider, "autoencoder": Autoencoder, "image_encoder": ImageEncoder}
+        kind = {
+            "pose_guider": PoseGuider,
+            "autoencoder": Autoencoder,
+            "image_encoder": ImageEncoder,
+        }
         return kind.get(component, UNet)(getattr(self.config, component), self.dtype)
 
     def init_component(self, component: str, key: jax.Array) -> dict:
@@ -130,8 +134,8 @@ class AnimateAnyone:
     def guided_denoise(self, params, latents, timestep, bound, pose_features, guidance):
         """Classifier-free guidance (arXiv 2207.12598): unconditional + guidance * difference.
 
-        latents (B, F, h, w, C), timestep (), pose_features (B, F, h, w, channels); bound has 2B rows,
-        the unconditional first, or B rows, and then the prediction is taken as it is.
+        latents (B, F, h, w, C), timestep (), pose_features (B, F, h, w, channels); bound has 2B
+        rows, the unconditional first, or B rows, and then the prediction is taken as it is.
         """
         rows = bound_rows(bound)
         repeats = rows // latents.shape[0]

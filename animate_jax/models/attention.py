@@ -67,7 +67,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention with reference, cross-attention, feed-forward (diffusers: BasicTransformerBlock)."""
+    """Self-attention with reference, cross-attention, feed-forward (BasicTransformerBlock)."""
 
     channels: int
     heads: int

@@ -50,7 +50,9 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x):
         for i in range(self.layers):
-            x = ResnetBlock(self.channels, self.groups, NORM_EPS, self.dtype, name=f"resnets_{i}")(x)
+            x = ResnetBlock(self.channels, self.groups, NORM_EPS, self.dtype, name=f"resnets_{i}")(
+                x
+            )
         if self.resample == "down":
             padding = [(0, 1), (0, 1)]  # unlike the UNet's: below and right only
             x = Downsample(self.channels, self.dtype, padding, name="downsamplers_0")(x)
@@ -75,7 +77,7 @@ class MidStage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures (B, H, W, 3) -> mean and log-variance side by side (B, h, w, 2 * latent_channels)."""
+    """Pictures (B, H, W, 3) -> mean beside log-variance (B, h, w, 2 * latent_channels)."""
 
     config: AutoencoderConfig
     dtype: Dtype
@@ -139,7 +141,7 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = convolution(self.config.latent_channels, 1, self.dtype)
 
     def encode(self, pictures):
-        """(B, H, W, 3) in [-1, 1] -> mean and log-variance of the posterior, (B, h, w, C) float32."""
+        """(B, H, W, 3) in [-1, 1] -> the posterior's mean and log-variance, (B, h, w, C) float32."""
         moments = self.quant_conv(self.encoder(pictures)).astype(jnp.float32)
         mean, log_variance = jnp.split(moments, 2, -1)
         return mean, jnp.clip(log_variance, -30, 20)
@@ -149,5 +151,5 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
 
     def __call__(self, pictures):
-        """Reconstruction through the posterior's mean; creates every parameter when initialising."""
+        """Reconstruction through the posterior's mean; initialising creates every parameter."""
         return self.decode(self.encode(pictures)[0])

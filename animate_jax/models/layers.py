@@ -41,7 +41,7 @@ def convolution(
     padding: int | Sequence[tuple[int, int]] | None = None,
     **options,
 ) -> nn.Conv:
-    """A square convolution padded like PyTorch's: `size // 2` on both sides unless said otherwise."""
+    """A square convolution padded like PyTorch's: by `size // 2` unless said otherwise."""
     padding = size // 2 if padding is None else padding
     return nn.Conv(channels, (size, size), (stride, stride), padding, dtype=dtype, **options)
 
@@ -109,7 +109,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement to `size` (height, width), twice by default; then a convolution."""
+    """Nearest-neighbour enlargement to `size` (height, width), or twice; then a convolution."""
 
     channels: int
     dtype: Dtype

@@ -26,7 +26,7 @@ def sinusoidal_positions(frames: int, channels: int) -> np.ndarray:
 
 
 class Positions(nn.Module):
-    """The table of frame positions. Files carry it, so it is kept beside the weights; not learnt."""
+    """The table of frame positions; files carry it, so it stays beside the weights. Not learnt."""
 
     max_frames: int
     channels: int

@@ -1,7 +1,7 @@
 """Pose guider: drawn skeletons to features of the latents' size.
 
-`feature`: the ControlNet embedding (arXiv 2302.05543), added after the denoiser's first convolution;
-what the released weights use. `latent`: the paper's (arXiv 2311.17117, section 3.2): four
+`feature`: the ControlNet embedding (arXiv 2302.05543), added after the denoiser's first
+convolution; what the released weights use. `latent`: the paper's (arXiv 2311.17117, section 3.2): four
 convolutions of size 4, added to the noisy latents; three halve the size and the last keeps it, so
 that it meets the latents at an eighth. Both end in a projection that starts at zero.
 """

@@ -150,7 +150,7 @@ class UNet(nn.Module):
         """Prediction (B, F, h, w, out_channels), None without output; and the features by path.
 
         latents (B, F, h, w, in_channels), timesteps (B,), bound as from `bind`;
-        pose_features (B, F, h, w, block_out_channels[0]) or None, added after the first convolution.
+        pose_features (B, F, h, w, block_out_channels[0]) or None, added after conv_in.
         """
         embedding = timestep_embedding(timesteps, self.config.block_out_channels[0])
         embedding = self.time_embedding(embedding.astype(self.dtype))

@@ -52,7 +52,7 @@ def draw_skeletons(points, height: int, width: int, *, threshold: float = 0.3) -
     return _draw_all(jnp.asarray(points, jnp.float32), int(height), int(width), threshold)
 
 
-def place_points(points, source_size, target_size) -> jax.Array:
+def place_points(points, source_size, target_size) -> np.ndarray:
     """Fit a source frame into a target canvas: one scale for both axes, centred, scores kept.
 
     points (..., 3) in pixels of the source; both sizes are (width, height) in pixels. Points with
@@ -64,10 +64,10 @@ def place_points(points, source_size, target_size) -> jax.Array:
     source = np.asarray(source_size, np.float32)
     target = np.asarray(target_size, np.float32)
     scale = (target / source).min()
-    points = jnp.asarray(points, jnp.float32)
+    points = np.asarray(points, np.float32)
     placed = points[..., :2] * scale + (target - source * scale) / 2
     present = points[..., 2:] > 0
-    return jnp.concatenate([jnp.where(present, placed, points[..., :2]), points[..., 2:]], -1)
+    return np.concatenate([np.where(present, placed, points[..., :2]), points[..., 2:]], -1)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -78,9 +78,9 @@ def retarget(
     driving = _checked(driving, 3, "driving")
     if mode not in MODES:
         raise UserError(f"unknown retargeting mode {mode!r}; choose one of {', '.join(MODES)}")
-    placed = np.asarray(place_points(driving, driving_size, target_size))
+    placed = place_points(driving, driving_size, target_size)
     if mode == "none":
-        return placed.copy()
+        return placed
     placed = placed.astype(np.float64)
     if reference is None:
         raise UserError(

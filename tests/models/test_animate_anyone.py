@@ -68,7 +68,9 @@ def test_motion_modules(case):
     """Every width, by itself, with per-frame normalisation and random positions."""
     config = case.model.config.denoising_unet
     motion = randomize(Motion(config), 7)
-    tree = convert_all(case.model, case.theirs.state_dicts() | {"motion_module": motion.state_dict()})
+    tree = convert_all(
+        case.model, case.theirs.state_dicts() | {"motion_module": motion.state_dict()}
+    )
     for level, name in ((motion.down_blocks[1], "down_blocks_1"), (motion.mid_block, "mid_block")):
         module = level.motion_modules[0]
         channels = module.temporal_transformer.proj_in.in_features
@@ -105,9 +107,7 @@ def test_denoise_with_reference(case, motion):
     case.theirs.use_motion = motion
     case.theirs.write_reference(case.reference, case.tokens)
     t = torch.tensor([700, 20])
-    expected = case.theirs.denoise(
-        case.latents, t.repeat_interleave(3), case.tokens, case.pose
-    )
+    expected = case.theirs.denoise(case.latents, t.repeat_interleave(3), case.tokens, case.pose)
     case.theirs.use_motion = True
 
     @jax.jit
@@ -115,7 +115,9 @@ def test_denoise_with_reference(case, motion):
         bound = model.bind(params, tokens, model.encode_reference(params, reference, tokens))
         return model.denoise(params, latents, t.numpy(), bound, pose)
 
-    out = run(params, ours(case.latents), ours(case.reference), case.tokens.numpy(), ours(case.pose))
+    out = run(
+        params, ours(case.latents), ours(case.reference), case.tokens.numpy(), ours(case.pose)
+    )
     assert relative_l2(out, ours(expected)) <= BOUND
 
 
@@ -128,9 +130,7 @@ def guided(case, guidance=3.5):
         bound = case.model.bind(params, jnp.concatenate([0 * tokens, tokens]), features)
         return case.model.guided_denoise(params, latents, 700, bound, pose, guidance)
 
-    return run(
-        case.params, ours(case.latents), ours(case.reference), tokens, ours(case.pose)
-    )
+    return run(case.params, ours(case.latents), ours(case.reference), tokens, ours(case.pose))
 
 
 def test_guided_denoise(case):
@@ -169,7 +169,7 @@ def test_rows_without_reference_attend_to_themselves(case):
 
 
 def test_bound_once_equals_concatenated_and_recomputed(case):
-    """Two sources of keys against the paper's words: concatenate along the width, attend, keep half."""
+    """Two sources of keys against the paper's words: concatenate in width, attend, keep half."""
     key = jax.random.key(0)
     query, own_key, own_value = jax.random.normal(key, (3, 2, 3, 12, 32))
     reference = jax.random.normal(jax.random.key(1), (2, 2, 12, 32))
@@ -179,15 +179,13 @@ def test_bound_once_equals_concatenated_and_recomputed(case):
     values = jnp.concatenate([own_value, repeated[1]], 2)
     queries = jnp.concatenate([query, repeated[0]], 2)
     split = lambda x: x.reshape(*x.shape[:-1], 4, 8)  # noqa: E731
-    whole = jax.nn.softmax(
-        jnp.einsum("bfnhd,bfmhd->bfhnm", split(queries), split(keys)) / 8**0.5
-    )
+    whole = jax.nn.softmax(jnp.einsum("bfnhd,bfmhd->bfhnm", split(queries), split(keys)) / 8**0.5)
     whole = jnp.einsum("bfhnm,bfmhd->bfnhd", whole, split(values)).reshape(queries.shape)
     assert relative_l2(out, whole[:, :, :12]) <= BOUND
 
 
 def test_one_token_constant_equals_attention(case):
-    """A token given twice goes through real attention, and must give what the constant path gives."""
+    """A token given twice goes through real attention, which must give what the constant does."""
     model, params = case.model, case.params
     latents, t, tokens = ours(case.latents), np.array([5, 900]), case.tokens.numpy()
     one = model.bind(params, tokens)

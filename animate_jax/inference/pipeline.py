@@ -1,0 +1,275 @@
+"""From a picture and a motion to a video (arXiv 2311.17117, sections 3.2 and 4.1)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from animate_jax.config import ModelConfig
+from animate_jax.diffusion.samplers import sampling_steps
+from animate_jax.errors import UserError
+from animate_jax.inference.preprocessing import (
+    autoencoder_pixels,
+    image_encoder_pixels,
+    skeleton_pixels,
+)
+from animate_jax.inference.sampling import (
+    StepProgress,
+    sample_clip,
+    sample_video,
+    video_noise,
+)
+from animate_jax.inference.windows import make_windows
+from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.pose.keypoints import POINTS, Keypoints
+from animate_jax.pose.render import draw_skeletons, place_points
+from animate_jax.video.reading import image_to_rgb, read_image
+from animate_jax.weights.model_directory import load_model
+
+# Pixels that pass the autoencoder or pose guider at once; it bounds their memory, not the result.
+CHUNK_PIXELS = 2**20
+SIZE_MULTIPLE = 8
+
+
+class AnimateAnyonePipeline:
+    """A loaded model. The parameters stay as they are; every call is independent of the others."""
+
+    def __init__(self, config: ModelConfig, params: dict, dtype=None):
+        self.model = AnimateAnyone(config, default_dtype(dtype))
+        self.params = params
+        self._step_progress = StepProgress()
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, dtype=None) -> AnimateAnyonePipeline:
+        """Loads a model directory, local or `gs://`.
+
+        dtype: of parameters and computation, "float32" or "bfloat16"; None takes float32 on a CPU
+        and bfloat16 on accelerators. Raises UserError where there is no model.
+        """
+        dtype = default_dtype(dtype)
+        config, params = load_model(path, dtype=dtype)
+        return cls(config, params, dtype)
+
+    def __call__(
+        self,
+        reference,
+        motion,
+        *,
+        width: int,
+        height: int,
+        steps: int = 20,
+        guidance: float = 3.5,
+        seed: int = 0,
+        initial_noise=None,
+        window: int = 24,
+        overlap: int = 4,
+        windows: str = "tapered",
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        progress: bool = True,
+    ) -> np.ndarray:
+        """Animates `reference` -> float32 (frames, height, width, 3) in [0, 1].
+
+        reference: a picture, as a path, a PIL image, or an array (H, W, 3), uint8 or float in
+            [0, 1]; it is stretched to the video's size, as in training.
+        motion: keypoints, as a `Keypoints` (whose frame is fitted into the video's) or an array
+            (frames, 134, 3) in pixels of the video; or drawn skeletons (frames, H, W, 3), uint8 or
+            float in [0, 1].
+        width, height: of the video in pixels; rounded to multiples of 8, with a warning.
+        guidance: classifier-free guidance; 1 or less computes no unconditional prediction.
+        initial_noise: (frames, height / 8, width / 8, 4), in place of noise from `seed`.
+        window, overlap, windows: videos longer than `window` frames are sampled in overlapping
+            windows, see `inference.windows.make_windows`.
+        sampler, eta: see `diffusion.samplers.sampling_steps`.
+
+        Raises UserError for input that does not fit.
+        """
+        width, height = rounded_size(width, height)
+        picture = picture_array(reference)
+        motion, draw = self._drawing(motion, width, height)
+        frames = len(motion)
+        self._check_window(min(window, frames))
+        windows = make_windows(frames, window, overlap, windows)
+        table = sampling_steps(self.model.config.schedule, steps, sampler, eta)
+        key = jax.random.key(seed)
+        noise = self._noise(key, frames, width, height, initial_noise)
+        chunk = max(1, min(CHUNK_PIXELS // (width * height), frames, window))
+
+        def encode(part):
+            return _encode_pose(self.model, self.params["pose_guider"], draw(part))
+
+        def decode(part):
+            return _decode(self.model, self.params["autoencoder"], part)
+
+        with jax.default_matmul_precision(self._precision):
+            bound = self._bind(picture, width, height, guided=guidance > 1)
+            pose_features = _in_chunks(encode, motion, chunk, "poses", progress)
+            denoiser = {"denoising_unet": self.params["denoising_unet"]}
+            known = self.model, denoiser, noise, bound, pose_features, table, guidance, key
+            if len(windows[0]) > 1:
+                latents = sample_video(*known, windows, stochastic=eta > 0, progress=progress)
+            else:
+                latents = self._sample_clip(*known, stochastic=eta > 0, progress=progress)
+            return _in_chunks(decode, latents, chunk, "decoding", progress)
+
+    @property
+    def _precision(self):
+        # Accelerators multiply float32 in lower precision unless told not to.
+        return "float32" if self.model.dtype == jnp.float32 else None
+
+    def _check_window(self, frames):
+        motion = self.model.config.denoising_unet.motion
+        if motion is not None and frames > motion.max_frames:
+            raise UserError(
+                f"a window of {frames} frames is too long: this model's motion modules know "
+                f"{motion.max_frames}; choose a smaller window"
+            )
+
+    def _drawing(self, motion, width, height):
+        """The motion as an array by frames, and what draws a part of it (n, height, width, 3)."""
+        if isinstance(motion, Keypoints):
+            motion = place_points(motion.points, (motion.width, motion.height), (width, height))
+        motion = np.asarray(motion)
+        if motion.ndim == 3 and motion.shape[1:] == (POINTS, 3) and len(motion):
+            return motion.astype(np.float32), lambda part: draw_skeletons(part, height, width)
+        if motion.ndim != 4 or motion.shape[-1] != 3 or 0 in motion.shape:
+            raise UserError(
+                f"motion has shape {motion.shape}; it can be keypoints (frames, {POINTS}, 3) or "
+                "drawn skeletons (frames, height, width, 3)"
+            )
+        floating = np.issubdtype(motion.dtype, np.floating)
+        if not (floating and motion.min() >= 0 and motion.max() <= 1) and motion.dtype != np.uint8:
+            raise UserError("drawn skeletons have to be uint8, or floats in [0, 1]")
+        resample = self.model.config.preprocessing.pose
+        return motion, lambda part: np.stack(
+            [skeleton_pixels(frame, width, height, resample) for frame in part]
+        )
+
+    def _noise(self, key, frames, width, height, initial_noise):
+        autoencoder = self.model.config.autoencoder
+        scale = autoencoder.downscale
+        shape = height // scale, width // scale, autoencoder.latent_channels
+        if initial_noise is None:
+            return video_noise(key, frames, shape)
+        noise = np.asarray(initial_noise, np.float32)
+        if noise.shape != (frames, *shape):
+            raise UserError(
+                f"initial noise has shape {noise.shape}; this video needs {(frames, *shape)}"
+            )
+        return noise
+
+    def _bind(self, picture, width, height, guided):
+        config = self.model.config
+        resample = config.preprocessing
+        pixels = image_encoder_pixels(picture, config.image_encoder, resample.image_encoder)
+        reference = autoencoder_pixels(picture, width, height, resample.reference)
+        return _bind(self.model, self.params, pixels, reference, guided=guided)
+
+    def _sample_clip(
+        self,
+        model,
+        params,
+        noise,
+        bound,
+        pose_features,
+        table,
+        guidance,
+        key,
+        *,
+        stochastic,
+        progress,
+    ):
+        counting = self._step_progress.counting(len(table.timesteps))
+        with counting if progress else contextlib.nullcontext() as on_step:
+            latents = sample_clip(
+                model,
+                params,
+                noise[None],
+                bound,
+                pose_features[None],
+                table,
+                guidance,
+                key,
+                stochastic=stochastic,
+                on_step=on_step,
+            )
+            return np.asarray(latents[0])
+
+
+def default_dtype(dtype=None):
+    """The jnp dtype meant by "float32", "bfloat16", a dtype, or None (by backend)."""
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        raise UserError(f"dtype is {dtype.name}; it can be float32 or bfloat16")
+    return dtype
+
+
+def rounded_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height as the nearest multiples of 8, at least 8; warns where they change."""
+    sizes = tuple(
+        max(SIZE_MULTIPLE, math.floor(size / SIZE_MULTIPLE + 0.5) * SIZE_MULTIPLE)
+        for size in (width, height)
+    )
+    if sizes != (width, height):
+        warnings.warn(
+            f"{width}x{height} is not divisible by 8; using {sizes[0]}x{sizes[1]}", stacklevel=3
+        )
+    return sizes
+
+
+@functools.partial(jax.jit, static_argnames=("model", "guided"))
+def _bind(model, params, pixels, reference, *, guided):
+    tokens = model.encode_image(params, pixels)
+    latents = model.encode_latents(params, reference)
+    features = model.encode_reference(params, latents, tokens)
+    if guided:
+        tokens = jnp.concatenate([jnp.zeros_like(tokens), tokens])
+    return model.bind(params, tokens, features)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _encode_pose(model, params, skeletons):
+    features = model.encode_pose({"pose_guider": params}, skeletons[None])[0]
+    return features.astype(model.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _decode(model, params, latents):
+    return model.decode_latents({"autoencoder": params}, latents)
+
+
+def _in_chunks(function, frames, size, description, progress) -> np.ndarray:
+    """`function` over slices of `size` frames; the last is filled up, so that it compiles once."""
+    outs = []
+    with tqdm(total=len(frames), desc=description, unit="frame", disable=not progress) as bar:
+        for start in range(0, len(frames), size):
+            part = np.asarray(frames[start : start + size])
+            count = len(part)
+            part = np.concatenate([part, np.repeat(part[-1:], size - count, 0)])
+            outs.append(np.asarray(function(part))[:count])
+            bar.update(count)
+    return np.concatenate(outs)
+
+
+def picture_array(reference) -> np.ndarray:
+    """uint8 (H, W, 3) of a path, a PIL image, or an array, uint8 or float in [0, 1]."""
+    if isinstance(reference, str | os.PathLike):
+        return read_image(reference)
+    if hasattr(reference, "convert"):
+        return image_to_rgb(reference)
+    picture = np.asarray(reference)
+    if picture.ndim != 3 or picture.shape[-1] != 3 or 0 in picture.shape:
+        raise UserError(f"the reference has shape {picture.shape}; a picture is (height, width, 3)")
+    if np.issubdtype(picture.dtype, np.floating):
+        return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return picture.astype(np.uint8)

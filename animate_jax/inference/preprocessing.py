@@ -1,0 +1,46 @@
+"""Pictures to what the networks take: resized by Pillow, as in PyTorch pipelines; normalised."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from animate_jax.config import ImageEncoderConfig
+
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+
+
+def resize(picture: np.ndarray, width: int, height: int, resample: str) -> np.ndarray:
+    """uint8 (H, W, 3) stretched to (height, width, 3)."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((width, height), FILTERS[resample]))
+
+
+def image_encoder_pixels(
+    picture: np.ndarray, config: ImageEncoderConfig, resample: str
+) -> np.ndarray:
+    """uint8 (H, W, 3) -> float32 (1, S, S, 3), normalised for the image encoder."""
+    size = config.image_size
+    pixels = resize(picture, size, size, resample).astype(np.float32) / 255
+    mean, std = np.float32(config.image_mean), np.float32(config.image_std)
+    return ((pixels - mean) / std)[None]
+
+
+def autoencoder_pixels(picture: np.ndarray, width: int, height: int, resample: str) -> np.ndarray:
+    """uint8 (H, W, 3) -> float32 (1, height, width, 3) in [-1, 1]."""
+    return resize(picture, width, height, resample).astype(np.float32)[None] / 255 * 2 - 1
+
+
+def skeleton_pixels(skeleton: np.ndarray, width: int, height: int, resample: str) -> np.ndarray:
+    """uint8, or float in [0, 1], (H, W, 3) -> float32 (height, width, 3) in [0, 1]."""
+    if skeleton.dtype == np.uint8:
+        return resize(skeleton, width, height, resample).astype(np.float32) / 255
+    if skeleton.shape[:2] == (height, width):
+        return skeleton.astype(np.float32)
+    drawn = np.round(np.clip(skeleton, 0, 1) * 255).astype(np.uint8)
+    return resize(drawn, width, height, resample).astype(np.float32) / 255
