@@ -1,5 +1,12 @@
-"""The exception that speaks to users: the command line prints it and exits with code 2."""
+"""What speaks to users: bad input ends a command, a note does not."""
 
 
 class UserError(Exception):
-    """Bad input; the message is one line that says what is wrong and what to do."""
+    """Bad input; the message is one line that says what is wrong and what to do.
+
+    The command line prints it and exits with code 2.
+    """
+
+
+class UserNote(UserWarning):
+    """Something done differently from what was asked, with the reason, in one line."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import torch
 
@@ -36,7 +35,7 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def convert(model: AnimateAnyone, component: str, state_dict: dict, ignore=()) -> dict:
     """The component's parameter tree from a PyTorch state dict; every key must be used."""
-    shapes = jax.eval_shape(lambda key: model.init_component(component, key), jax.random.key(0))
+    shapes = model.shapes(component)
     tensors = {
         k: Tensor(v.numpy()) for k, v in state_dict.items() if not k.startswith(tuple(ignore))
     }

@@ -293,8 +293,9 @@ class TorchAnimateAnyone:
         return out.unflatten(0, (batch, frames))
 
     @torch.no_grad()
-    def animate(self, reference, skeletons, noise, scheduler, steps, guidance):
-        """reference: PIL picture; skeletons (F, 3, H, W) in [0, 1]; noise (F, 4, h, w).
+    def animate(self, reference, skeletons, noise, scheduler, steps, guidance, windows=None):
+        """reference: PIL picture; skeletons (F, 3, H, W) in [0, 1]; noise (F, 4, h, w);
+        windows: lists of frames, whose predictions are averaged flat; one of all by default.
 
         Returns frames (F, H, W, 3) in [0, 1], as the public reproduction computes them.
         """
@@ -316,7 +317,12 @@ class TorchAnimateAnyone:
         scheduler.set_timesteps(steps)
         x = noise[None]
         for t in scheduler.timesteps:
-            out = self.denoise(x.repeat(2, 1, 1, 1, 1), t, tokens, pose)
+            out, count = torch.zeros_like(x.repeat(2, 1, 1, 1, 1)), torch.zeros(x.shape[1])
+            for window in windows or [list(range(len(noise)))]:
+                part = x[:, window].repeat(2, 1, 1, 1, 1)
+                out[:, window] += self.denoise(part, t, tokens, pose[:, window])
+                count[window] += 1
+            out = out / count[:, None, None, None]
             unconditional, conditional = out.chunk(2)
             out = unconditional + guidance * (conditional - unconditional)
             x = scheduler.step(out, t, x).prev_sample

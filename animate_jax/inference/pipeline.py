@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from animate_jax.config import ModelConfig
 from animate_jax.diffusion.samplers import sampling_steps
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.inference.preprocessing import (
     autoencoder_pixels,
     image_encoder_pixels,
     skeleton_pixels,
 )
 from animate_jax.inference.sampling import (
-    StepProgress,
+    STEP_PROGRESS,
     sample_clip,
     sample_video,
     video_noise,
@@ -40,12 +40,11 @@ SIZE_MULTIPLE = 8
 
 
 class AnimateAnyonePipeline:
-    """A loaded model. The parameters stay as they are; every call is independent of the others."""
+    """A loaded model; every call is independent of the others."""
 
     def __init__(self, config: ModelConfig, params: dict, dtype=None):
         self.model = AnimateAnyone(config, default_dtype(dtype))
         self.params = params
-        self._step_progress = StepProgress()
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, dtype=None) -> AnimateAnyonePipeline:
@@ -187,7 +186,7 @@ class AnimateAnyonePipeline:
         stochastic,
         progress,
     ):
-        counting = self._step_progress.counting(len(table.timesteps))
+        counting = STEP_PROGRESS.counting(len(table.timesteps))
         with counting if progress else contextlib.nullcontext() as on_step:
             latents = sample_clip(
                 model,
@@ -222,7 +221,9 @@ def rounded_size(width: int, height: int) -> tuple[int, int]:
     )
     if sizes != (width, height):
         warnings.warn(
-            f"{width}x{height} is not divisible by 8; using {sizes[0]}x{sizes[1]}", stacklevel=3
+            f"{width}x{height} is not divisible by 8; using {sizes[0]}x{sizes[1]}",
+            UserNote,
+            stacklevel=3,
         )
     return sizes
 

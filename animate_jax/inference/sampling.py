@@ -76,7 +76,7 @@ def sample_clip(
 
 
 class StepProgress:
-    """A progress bar for `sample_clip`; one object serves many clips, so that they compile once."""
+    """A progress bar for `sample_clip`, which is compiled with the object that it calls."""
 
     def __init__(self):
         self.bar = None
@@ -89,6 +89,10 @@ class StepProgress:
         with tqdm(total=steps, desc="sampling", unit="step") as self.bar:
             yield self
             jax.effects_barrier()
+
+
+# One for all clips, so that none is compiled anew to show its progress.
+STEP_PROGRESS = StepProgress()
 
 
 @functools.partial(jax.jit, static_argnames="model")

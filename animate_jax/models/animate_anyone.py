@@ -12,6 +12,7 @@ three also work without the last two.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from animate_jax.config import ModelConfig
 from animate_jax.models.attention import BoundLayer
 from animate_jax.models.autoencoder import Autoencoder
 from animate_jax.models.image_encoder import ImageEncoder
+from animate_jax.models.initialize import initialize
 from animate_jax.models.layers import Dtype
 from animate_jax.models.pose_guider import PoseGuider
 from animate_jax.models.unet import UNet
@@ -47,25 +49,26 @@ class AnimateAnyone:
         }
         return kind.get(component, UNet)(getattr(self.config, component), self.dtype)
 
-    def init_component(self, component: str, key: jax.Array) -> dict:
-        """Random float32 parameters of one component; layers that start at zero do."""
+    def shapes(self, component: str) -> dict:
+        """The parameter tree of one component as jax.ShapeDtypeStruct, float32."""
         module = self.module(component)
         if isinstance(module, UNet):
+            # Two image tokens, for with one the cross-attention leaves its queries and keys unused.
             size = 2 ** (len(module.config.block_out_channels) - 1)
             latents = jnp.zeros((1, 1, size, size, module.config.in_channels))
             image_tokens = jnp.zeros((1, 2, module.config.cross_attention_dim))
-            inputs = latents, jnp.zeros(1, jnp.int32), image_tokens
-            return module.init(key, *inputs, method="bind_and_call")["params"]
-        if component == "image_encoder":
-            size = self.config.image_encoder.image_size
+            inputs, method = (latents, jnp.zeros(1, jnp.int32), image_tokens), "bind_and_call"
         else:
             size = 8 * self.config.autoencoder.downscale
-        return module.init(key, jnp.zeros((1, size, size, 3)))["params"]
+            if component == "image_encoder":
+                size = self.config.image_encoder.image_size
+            inputs, method = (jnp.zeros((1, size, size, 3)),), None
+        init = functools.partial(module.init, method=method)
+        return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
 
-    def init(self, key: jax.Array, components: tuple[str, ...] = COMPONENTS) -> dict:
-        """Random parameters of the components, as one tree."""
-        keys = jax.random.split(key, len(components))
-        return {c: self.init_component(c, k) for c, k in zip(components, keys)}
+    def init(self, seed: int, components: tuple[str, ...] = COMPONENTS) -> dict:
+        """Random parameters of the components, as one tree of float32 numpy arrays."""
+        return {c: initialize(self.shapes(c), seed, c) for c in components}
 
     def _apply(self, component, params, *inputs, **options):
         return self.module(component).apply({"params": params[component]}, *inputs, **options)

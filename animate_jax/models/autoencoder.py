@@ -141,7 +141,7 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = convolution(self.config.latent_channels, 1, self.dtype)
 
     def encode(self, pictures):
-        """(B, H, W, 3) in [-1, 1] -> the posterior's mean and log-variance, (B, h, w, C) float32."""
+        """(B, H, W, 3) in [-1, 1] -> posterior mean and log-variance, (B, h, w, C) float32."""
         moments = self.quant_conv(self.encoder(pictures)).astype(jnp.float32)
         mean, log_variance = jnp.split(moments, 2, -1)
         return mean, jnp.clip(log_variance, -30, 20)

@@ -68,7 +68,7 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(self, pixels):
         config = self.config
-        size, normal = config.patch_size, nn.initializers.normal(0.02)
+        size = config.patch_size
         patches = nn.Conv(
             config.hidden_size,
             (size, size),
@@ -79,7 +79,7 @@ class Embeddings(nn.Module):
             name="patch_embedding",
         )(pixels)
         patches = patches.reshape(pixels.shape[0], -1, config.hidden_size)
-        first = self.param("class_embedding", normal, (config.hidden_size,))
+        first = self.param("class_embedding", nn.initializers.zeros, (config.hidden_size,))
         first = jnp.broadcast_to(first, (pixels.shape[0], 1, config.hidden_size))
         count = patches.shape[1] + 1
         positions = nn.Embed(count, config.hidden_size, name="position_embedding")(

@@ -39,11 +39,11 @@ def convolution(
     dtype: Dtype,
     stride: int = 1,
     padding: int | Sequence[tuple[int, int]] | None = None,
-    **options,
+    name: str | None = None,
 ) -> nn.Conv:
     """A square convolution padded like PyTorch's: by `size // 2` unless said otherwise."""
     padding = size // 2 if padding is None else padding
-    return nn.Conv(channels, (size, size), (stride, stride), padding, dtype=dtype, **options)
+    return nn.Conv(channels, (size, size), (stride, stride), padding, dtype=dtype, name=name)
 
 
 def timestep_embedding(timesteps: jax.Array, channels: int) -> jax.Array:

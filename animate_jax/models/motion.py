@@ -1,7 +1,7 @@
 """Motion module: attention along time at every pixel (AnimateDiff, arXiv 2307.04725, section 4.2).
 
 GroupNorm is per frame, as in the weights that exist; positions are added to the normed tokens
-before the projections. `proj_out` starts at zero, so a new module changes nothing.
+before the projections.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from animate_jax.config import MotionConfig
@@ -36,9 +35,7 @@ class Positions(nn.Module):
         """(frames, 1, channels). Raises ValueError beyond `max_frames`."""
         if frames > self.max_frames:
             raise ValueError(f"{frames} frames at once; this motion module knows {self.max_frames}")
-        table = self.param(
-            "pe", lambda key: jnp.asarray(sinusoidal_positions(self.max_frames, self.channels))
-        )
+        table = self.param("pe", nn.initializers.zeros, (1, self.max_frames, self.channels))
         return table[0, :frames, None]
 
 
@@ -96,10 +93,8 @@ class TemporalTransformer(nn.Module):
         for i in range(self.config.transformer_blocks):
             name = f"transformer_blocks_{i}"
             tokens = TemporalTransformerBlock(self.config, self.dtype, name=name)(tokens)
-        project = nn.Dense(
-            channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out"
-        )
-        return x + project(tokens).reshape(x.shape)
+        tokens = nn.Dense(channels, dtype=self.dtype, name="proj_out")(tokens)
+        return x + tokens.reshape(x.shape)
 
 
 class MotionModule(nn.Module):

@@ -1,9 +1,9 @@
 """Pose guider: drawn skeletons to features of the latents' size.
 
 `feature`: the ControlNet embedding (arXiv 2302.05543), added after the denoiser's first
-convolution; what the released weights use. `latent`: the paper's (arXiv 2311.17117, section 3.2): four
-convolutions of size 4, added to the noisy latents; three halve the size and the last keeps it, so
-that it meets the latents at an eighth. Both end in a projection that starts at zero.
+convolution; what the released weights use. `latent`: the paper's (arXiv 2311.17117, section 3.2):
+four convolutions of size 4, added to the noisy latents; three halve the size and the last keeps
+it, so that it meets the latents at an eighth.
 """
 
 from __future__ import annotations
@@ -24,19 +24,17 @@ class PoseGuider(nn.Module):
     @nn.compact
     def __call__(self, x):
         config, dtype = self.config, self.dtype
-        zeros = dict(kernel_init=nn.initializers.zeros)
         if config.variant == "latent":
-            gaussian = dict(kernel_init=nn.initializers.normal(0.02))
             for i, channels in enumerate(config.channels):
                 keep = i == len(config.channels) - 1
                 stride, padding = (1, [(1, 2), (1, 2)]) if keep else (2, 1)
                 name = f"conv_layers_{i}"
-                x = convolution(channels, 4, dtype, stride, padding, name=name, **gaussian)(x)
+                x = convolution(channels, 4, dtype, stride, padding, name=name)(x)
                 x = nn.silu(x)
-            return convolution(config.out_channels, 1, dtype, name="final_proj", **zeros)(x)
+            return convolution(config.out_channels, 1, dtype, name="final_proj")(x)
 
         x = nn.silu(convolution(config.channels[0], 3, dtype, name="conv_in")(x))
         for i, (same, wider) in enumerate(zip(config.channels, config.channels[1:])):
             x = nn.silu(convolution(same, 3, dtype, name=f"blocks_{2 * i}")(x))
             x = nn.silu(convolution(wider, 3, dtype, 2, name=f"blocks_{2 * i + 1}")(x))
-        return convolution(config.out_channels, 3, dtype, name="conv_out", **zeros)(x)
+        return convolution(config.out_channels, 3, dtype, name="conv_out")(x)

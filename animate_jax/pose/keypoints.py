@@ -7,14 +7,13 @@ COCO-WholeBody. "Left" is the person's left.
 
 import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from animate_jax.errors import UserError
+from animate_jax.files import replacing
 
 POINTS = 134
 BODY = slice(0, 18)
@@ -165,16 +164,3 @@ def middle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The point (..., 3) midway between two points; its score is the lower one."""
     score = np.minimum(a[..., 2:], b[..., 2:])
     return np.concatenate([(a[..., :2] + b[..., :2]) / 2, score], axis=-1)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block succeeds."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from animate_jax.errors import UserError
-from animate_jax.pose.keypoints import replacing
+from animate_jax.files import replacing
 
 WHEEL = "mediapipe==0.10.21"
 WHEEL_TAGS = (

@@ -4,11 +4,9 @@ H.264 and VP9 are written as 4:2:0 BT.709 video with matching tags, so that play
 animate_jax.video.reading show the colours that were put in. A target appears whole or not at all.
 """
 
-import contextlib
 import itertools
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
 from animate_jax.errors import UserError
+from animate_jax.files import replacing, replacing_directory
 
 # Without cpu-independent, x264 writes slightly different files from the same frames.
 ENCODERS = {
@@ -80,10 +79,9 @@ def write_video(
     target, kind = _target(path)
     frames = _checked(frames)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         if kind == "pictures":
             return _write_pictures(target, frames)
-        with _replacing(target) as temporary:
+        with replacing(target) as temporary:
             if kind == ".npy":
                 clip = np.stack([_to_float(frame) for frame in frames])
                 with open(temporary, "wb") as file:
@@ -183,22 +181,6 @@ def _to_bytes(frame):
     return frame if frame.dtype == np.uint8 else np.round(frame * 255).astype(np.uint8)
 
 
-def _temporary(target):
-    return target.with_name(f".{target.name}.{os.getpid()}.part")
-
-
-@contextlib.contextmanager
-def _replacing(target):
-    """A temporary file beside `target` that takes its place only when the block succeeds."""
-    temporary = _temporary(target)
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _encode(path, frames, rate, container_format, codec, options, container_options):
     first = next(frames)
     height, width = first.shape[:2]
@@ -256,14 +238,6 @@ def _write_gif(path, frames, rate):
 
 
 def _write_pictures(target, frames):
-    temporary = _temporary(target)
-    try:
-        temporary.mkdir()
+    with replacing_directory(target) as temporary:  # check_output saw only frames in the target
         for index, frame in enumerate(frames):
             Image.fromarray(_to_bytes(frame)).save(temporary / f"{index:06d}.png")
-        if target.exists():  # check_output saw only frames in it
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

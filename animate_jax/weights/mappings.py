@@ -2,8 +2,8 @@
 
 The trees are built parallel to the PyTorch modules, so one rule serves all: a path such as
 `down_blocks_0/attentions_1/proj_in/kernel` is `down_blocks.0.attentions.1.proj_in.weight`, with the
-axes of kernels moved: convolutions from (out, in, height, width) to (height, width, in, out), linear
-layers from (out, in) to (in, out).
+axes of kernels moved: convolutions from (out, in, height, width) to (height, width, in, out),
+linear layers from (out, in) to (in, out).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def tree_from_tensors(tensors: Mapping, shapes: Mapping, what: str) -> dict:
     expected = torch_shapes(shapes)
     check_names(tensors, expected, what)
     leaves = {}
-    for name, (path, shape) in expected.items():
+    for name, (_, shape) in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise UserError(
                 f"{what}: {name} has shape {tuple(tensors[name].shape)}, expected {shape}; "

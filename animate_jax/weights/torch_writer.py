@@ -6,19 +6,18 @@ The bytes depend on nothing but the tensors and their order.
 """
 
 import math
-import os
 import pickle
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from animate_jax.errors import UserError
+from animate_jax.files import replacing
 from animate_jax.weights.lazy_tensor import LazyTensor, native_order
 from animate_jax.weights.torch_types import STORAGE_DTYPES
 
@@ -48,30 +47,15 @@ def write_torch_file(path: str | Path, tensors: Mapping[str, np.ndarray | LazyTe
         if _little(tensor.dtype) not in _STORAGE_NAMES:
             raise UserError(f"{path}: {name!r} has dtype {tensor.dtype}, which cannot be written")
     try:
-        with _replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-            _add(archive, file, "data.pkl", _pickle(tensors))
-            _add(archive, file, "byteorder", b"little")
-            for key, tensor in enumerate(tensors.values()):
-                _add(archive, file, f"data/{key}", _raw(tensor))
-            _add(archive, file, "version", b"3\n")
+        with replacing(path, parents=False) as temporary, open(temporary, "wb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                _add(archive, file, "data.pkl", _pickle(tensors))
+                _add(archive, file, "byteorder", b"little")
+                for key, tensor in enumerate(tensors.values()):
+                    _add(archive, file, f"data/{key}", _raw(tensor))
+                _add(archive, file, "version", b"3\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside `path` that takes its place in the end, or vanishes on an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _little(dtype: np.dtype) -> np.dtype:

@@ -1,0 +1,39 @@
+# `make test` and `make demo` need Python >= 3.11 and the package index, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/animate-jax new tiny demo/model --overwrite
+	$(BIN)/animate-jax animate --model demo/model --reference docs/demo/reference.png \
+		--keypoints docs/demo/motion.npz --retarget none --side-by-side \
+		--frames 40 --steps 8 --width 128 --height 192 --out demo/demo.mp4 --overwrite
+	@echo "Look at demo/demo.mp4: reference, motion, result."
+	@echo "The weights are random, so the result is noise; README.md says how to convert real ones."
+
+test: $(VENV)/.development
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+lint: $(VENV)/.development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info
+
+$(VENV)/.python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python >= 3.11 is needed')"
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.python setup.py constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.development: $(VENV)/.python setup.py constraints.txt
+	$(PIP) torch
+	$(PIP) --editable ".[pose,dev]"
+	@touch $@ $(VENV)/.runtime

@@ -1,0 +1,272 @@
+"""`animate-jax`: one subcommand for each thing a user does.
+
+Bad input ends with one line and exit code 2, anything unexpected with one line and code 1;
+`--debug` shows the traceback. What a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+
+from animate_jax.errors import UserError, UserNote
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    _show_notes()
+    try:
+        options.run(options)
+    except UserError as error:
+        return _failed(options, error, f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _failed(options, None, "interrupted", 130)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        return _failed(
+            options, error, f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
+        )
+    return 0
+
+
+def _failed(options, error, line, code):
+    if options.debug and error is not None:
+        raise error
+    _say(line)
+    return code
+
+
+def _show_notes():
+    usual = warnings.showwarning
+
+    def show(message, category, *place, **options):
+        if issubclass(category, UserNote):
+            _say(f"note: {message}")
+        else:
+            usual(message, category, *place, **options)
+
+    warnings.showwarning = show
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults that are worth telling."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _say(line):
+    print(f"animate-jax: {line}", file=sys.stderr)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="animate-jax", description="Animate Anyone in JAX: a picture and a motion to a video."
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, run, summary, group=commands):
+        added = group.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            parents=[common],
+            formatter_class=_Help,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    _add_animate(command)
+    _add_pose(command)
+    _add_convert(command, commands)
+    _add_export(command, commands)
+    new = command("new", _new, "a model with random weights, for tests and training from scratch")
+    new.add_argument("preset", choices=["sd15", "tiny"])
+    new.add_argument("out", metavar="OUT")
+    new.add_argument("--seed", type=int, default=0, help="of the weights")
+    _add_overwrite(new)
+    inspect = command("inspect", _inspect, "say what a model directory holds")
+    inspect.add_argument("model", metavar="MODEL")
+    fetch = commands.add_parser("fetch", help="get files that some commands need")
+    fetch = fetch.add_subparsers(required=True, metavar="WHAT")
+    models = command("pose-models", _fetch_pose_models, "the networks of --pose blazepose", fetch)
+    models.add_argument("--source", metavar="WHEEL|DIR", help="instead of the package index")
+    return parser
+
+
+def _add_overwrite(parser):
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def _add_pose_backend(parser):
+    group = parser.add_argument_group("finding poses")
+    group.add_argument(
+        "--backend", default="blazepose", choices=["blazepose", "dwpose"], help="networks"
+    )
+    group.add_argument("--person", type=int, metavar="N", help="0: seen longest (default), 1: next")
+    group.add_argument("--detector", metavar="FILE", help="the backend's network that finds people")
+    group.add_argument("--pose-network", metavar="FILE", help="the one that finds their points")
+
+
+def _add_animate(command):
+    parser = command("animate", _animate, "make a picture perform a motion")
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="a model directory, local or gs://")
+    add("--reference", required=True, metavar="IMAGE", help="the character")
+    motion = parser.add_mutually_exclusive_group(required=True)
+    motion.add_argument("--driving", metavar="VIDEO", help="a video of someone moving")
+    motion.add_argument("--keypoints", metavar="NPZ", help="from `animate-jax pose`")
+    motion.add_argument("--pose-video", metavar="VIDEO", help="skeletons already drawn")
+    add("--out", required=True, help=".mp4, .webm, .gif, .npy, or a directory for PNG frames")
+    add("--width", type=_positive, help="in pixels; by default from the model and the picture")
+    add("--height", type=_positive, help="likewise; both are rounded to multiples of 8")
+    add("--steps", type=_positive, default=20, help="denoising steps")
+    add("--guidance", type=float, default=3.5, help="strength of the reference; 1 is none")
+    add("--seed", type=int, default=0, help="of the initial noise")
+    add("--frames", type=_positive, help="at most so many frames")
+    add("--stride", type=_positive, default=1, help="take every so manyth frame of the motion")
+    add("--fps", type=float, help="of the result; by default the motion's, over the stride")
+    add("--sampler", default="ddim", choices=["ddim", "dpm++"], help="how steps are taken")
+    add("--eta", type=float, default=0.0, help="noise that DDIM adds in each step, 0 to 1")
+    add("--retarget", choices=["none", "scale", "bones"], help="to the reference's body: by default"
+        " scale, and none for --pose-video")  # fmt: skip
+    add("--reference-keypoints", metavar="NPZ", help="the reference's pose, where none is found")
+    add("--window", type=_positive, default=24, help="frames that are denoised together")
+    add("--overlap", type=int, default=4, help="frames that neighbouring windows share")
+    add("--windows", default="tapered", choices=["tapered", "moore"], help="how windows join")
+    add("--initial-noise", metavar="NPY", help="(frames, height / 8, width / 8, 4)")
+    add("--dtype", choices=["float32", "bfloat16"], help="by default float32 on CPU, else bfloat16")
+    add("--side-by-side", action="store_true", help="reference | skeleton | result")
+    _add_pose_backend(parser)
+    _add_overwrite(parser)
+
+
+def _positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _animate(options):
+    from animate_jax.commands.animate import animate
+
+    animate(options)
+
+
+def _add_pose(command):
+    parser = command("pose", _pose, "find the keypoints of one person in a video")
+    parser.add_argument("video", metavar="VIDEO")
+    parser.add_argument("out", metavar="OUT.npz")
+    parser.add_argument("--frames", type=_positive, help="at most so many frames")
+    parser.add_argument("--stride", type=_positive, default=1, help="take every so manyth frame")
+    _add_pose_backend(parser)
+    _add_overwrite(parser)
+
+
+def _pose(options):
+    from animate_jax.commands.motion import pose
+
+    pose(options)
+
+
+def _add_convert(command, commands):
+    convert = commands.add_parser("convert", help="PyTorch weights to a model directory")
+    convert = convert.add_subparsers(required=True, metavar="LAYOUT")
+    place = "a path, or hf:owner/name[@revision][:folder]"
+
+    def layout(name, run, summary):
+        parser = command(name, run, summary, convert)
+        parser.add_argument("source", metavar="SOURCE", help=place)
+        parser.add_argument("out", metavar="OUT")
+        parser.add_argument("--vae", metavar="P", help=f"another autoencoder: {place}")
+        parser.add_argument("--image-encoder", metavar="P", help=f"CLIP vision tower: {place}")
+        parser.add_argument("--motion-heads", type=_positive, default=8)
+        parser.add_argument(
+            "--dtype", choices=["float32", "float16", "bfloat16"], help="by default the source's"
+        )
+        _add_overwrite(parser)
+        return parser
+
+    moore = layout("moore", _convert_moore, "the released Animate Anyone reproduction")
+    moore.add_argument("--base", metavar="P", help=f"Stable Diffusion, for its sizes: {place}")
+    moore.add_argument("--no-motion", action="store_true", help="a model of single pictures")
+    sd15 = layout("sd15", _convert_sd15, "Stable Diffusion 1.5, as a start for training")
+    sd15.add_argument("--controlnet", metavar="P", help=f"openpose ControlNet: {place}")
+    sd15.add_argument("--motion", metavar="P", help=f"AnimateDiff motion modules: {place}; or new")
+    sd15.add_argument(
+        "--pose-guider", default="feature", choices=["feature", "latent"], help="kind"
+    )
+    sd15.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
+
+
+def _shared_conversion(options):
+    names = "vae", "image_encoder", "motion_heads", "dtype", "overwrite"
+    return {name: getattr(options, name) for name in names}
+
+
+def _convert_moore(options):
+    from animate_jax.weights.convert import convert_moore
+
+    shared = _shared_conversion(options)
+    extra = dict(base=options.base, motion=not options.no_motion)
+    convert_moore(options.source, options.out, **extra, **shared)
+
+
+def _convert_sd15(options):
+    from animate_jax.weights.convert import convert_sd15
+
+    shared = _shared_conversion(options)
+    names = "controlnet", "motion", "pose_guider", "seed"
+    extra = {name: getattr(options, name) for name in names}
+    convert_sd15(options.source, options.out, **extra, **shared)
+
+
+def _add_export(command, commands):
+    export = commands.add_parser("export", help="a model directory to PyTorch files")
+    export = export.add_subparsers(required=True, metavar="LAYOUT")
+    moore = command("moore", _export_moore, "the released reproduction's files", export)
+    moore.add_argument("model", metavar="MODEL")
+    moore.add_argument("out", metavar="OUT")
+    _add_overwrite(moore)
+
+
+def _export_moore(options):
+    from animate_jax.weights.export import export_moore
+
+    export_moore(options.model, options.out, overwrite=options.overwrite)
+
+
+def _new(options):
+    from animate_jax.config import PRESETS
+    from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
+    from animate_jax.weights.model_directory import save_model
+
+    config = PRESETS[options.preset]()
+    model = AnimateAnyone(config)
+    parts = ((name, model.init(options.seed, (name,))[name]) for name in COMPONENTS)
+    save_model(options.out, config, parts, overwrite=options.overwrite)
+    print(f"wrote {options.out}: {options.preset}, random weights")
+
+
+def _inspect(options):
+    from animate_jax.weights.inspect import describe_model
+
+    print(describe_model(options.model))
+
+
+def _fetch_pose_models(options):
+    from animate_jax.pose.models import fetch_pose_models
+
+    for path in fetch_pose_models(options.source):
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

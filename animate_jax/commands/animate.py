@@ -1,0 +1,94 @@
+"""The `animate` command: files in, a video file out."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from animate_jax.commands.motion import driving_motion
+from animate_jax.errors import UserError, UserNote
+from animate_jax.inference.pipeline import AnimateAnyonePipeline, rounded_size
+from animate_jax.inference.preprocessing import resize, skeleton_pixels
+from animate_jax.pose.render import draw_skeletons
+from animate_jax.video.reading import read_image
+from animate_jax.video.writing import check_output, exact_rate, side_by_side, write_video
+from animate_jax.weights.model_directory import read_config
+
+
+def animate(options) -> None:
+    """Runs `animate-jax animate`; options as its parser gives them.
+
+    What can be refused is refused before the long work begins.
+    """
+    check_output(options.out, options.overwrite)
+    if options.fps is not None:
+        exact_rate(options.fps)
+    config = read_config(options.model)
+    picture = read_image(options.reference)
+    noise = _initial_noise(options.initial_noise)
+    size = _video_size(options, picture, config.resolution)
+
+    motion, fps = driving_motion(options, picture, size)
+    fps = options.fps or fps
+    pipeline = AnimateAnyonePipeline.from_pretrained(options.model, options.dtype)
+    print(f"{len(motion)} frames of {size[0]}x{size[1]}, {options.steps} {options.sampler} steps")
+    video = pipeline(
+        picture,
+        motion,
+        width=size[0],
+        height=size[1],
+        steps=options.steps,
+        guidance=options.guidance,
+        seed=options.seed,
+        initial_noise=noise,
+        window=options.window,
+        overlap=options.overlap,
+        windows=options.windows,
+        sampler=options.sampler,
+        eta=options.eta,
+    )
+    if options.side_by_side:
+        reference = resize(picture, *size, config.preprocessing.reference)
+        skeletons = _drawn(motion, size, config.preprocessing.pose)
+        video = side_by_side(reference, skeletons, video)
+    write_video(options.out, video, fps, overwrite=options.overwrite)
+    print(f"wrote {options.out}: {len(video)} frames at {fps:g} per second")
+
+
+def _drawn(motion, size, resample):
+    if motion.ndim == 3:
+        return np.stack([draw_skeletons(points, size[1], size[0]) for points in motion])
+    return np.stack([skeleton_pixels(frame, *size, resample) for frame in motion])
+
+
+def _video_size(options, picture, resolution):
+    """As asked for; else the picture's proportions, the shorter side as the model was trained."""
+    height, width = picture.shape[:2]
+    if options.width:
+        scale = options.width / width
+    elif options.height:
+        scale = options.height / height
+    else:
+        scale = resolution / min(width, height)
+    size = rounded_size(
+        options.width or max(1, round(width * scale / 8)) * 8,
+        options.height or max(1, round(height * scale / 8)) * 8,
+    )
+    if abs(np.log(size[0] / size[1] / (width / height))) > 0.05:
+        warnings.warn(
+            f"the reference, {width}x{height}, is stretched to {size[0]}x{size[1]};"
+            " crop it, or choose a size of its proportions",
+            UserNote,
+            stacklevel=2,
+        )
+    return size
+
+
+def _initial_noise(path):
+    if path is None:
+        return None
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a .npy file of noise ({error})") from error

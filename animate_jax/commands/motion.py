@@ -1,0 +1,106 @@
+"""The `pose` command, and the driving motion of `animate`: from a video, keypoints or drawings."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from animate_jax.errors import UserError, UserNote
+from animate_jax.pose.estimate import estimate_keypoints, estimate_picture, load_estimator
+from animate_jax.pose.keypoints import Keypoints, load_keypoints
+from animate_jax.pose.retarget import retarget
+from animate_jax.video.reading import probe_video, read_frames
+
+
+def pose(options) -> None:
+    """Runs `animate-jax pose`; options as its parser gives them."""
+    out = Path(options.out)
+    if out.suffix != ".npz":
+        raise UserError(f"{out}: keypoints are kept in .npz files; end the name in .npz")
+    if out.exists() and not options.overwrite:
+        raise UserError(f"{out}: exists; choose another name or add --overwrite")
+    keypoints = _keypoints_of_video(options.video, options, _estimator(options))
+    keypoints.save(out)
+    seen = (keypoints.points[..., 2] > 0).any(1)
+    print(f"wrote {out}: {len(seen)} frames, the person is seen in {seen.sum()}")
+
+
+def driving_motion(options, picture: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """What the pipeline takes as motion, and its frames per second.
+
+    Keypoints (frames, 134, 3) in pixels of the video of `size` (width, height), retargeted to the
+    person in the reference picture (H, W, 3); for --pose-video the drawn frames as they are.
+    """
+    if options.pose_video:
+        if options.retarget not in (None, "none"):
+            raise UserError("--retarget needs keypoints; drawn skeletons are taken as they are")
+        frames = read_frames(options.pose_video, stride=options.stride, limit=options.frames)
+        return np.stack(list(frames)), probe_video(options.pose_video).fps / options.stride
+    if options.driving:
+        estimator = _estimator(options)
+        mode, reference = _reference(options, picture, lambda: estimator)
+        keypoints = _keypoints_of_video(options.driving, options, estimator)
+    else:
+        keypoints = _keypoints_from_file(options)
+        mode, reference = _reference(options, picture, lambda: _estimator(options))
+    points = retarget(
+        keypoints.points,
+        reference,
+        mode,
+        driving_size=(keypoints.width, keypoints.height),
+        target_size=size,
+        reference_size=(picture.shape[1], picture.shape[0]),
+    )
+    return points, keypoints.fps
+
+
+def _estimator(options):
+    return load_estimator(options.backend, det=options.detector, pose=options.pose_network)
+
+
+def _keypoints_of_video(path, options, estimator) -> Keypoints:
+    info = probe_video(path)
+    total = -(-info.frames_hint // options.stride) if info.frames_hint else None
+    if total and options.frames:
+        total = min(total, options.frames)
+    return estimate_keypoints(
+        read_frames(path, stride=options.stride, limit=options.frames),
+        fps=info.fps / options.stride,
+        width=info.width,
+        height=info.height,
+        backend=estimator,
+        person=options.person,
+        total=total,
+    )
+
+
+def _keypoints_from_file(options) -> Keypoints:
+    keypoints = load_keypoints(options.keypoints)
+    points = keypoints.points[:: options.stride][: options.frames]
+    return dataclasses.replace(keypoints, points=points, fps=keypoints.fps / options.stride)
+
+
+def _reference(options, picture, estimator):
+    """The retargeting mode and the reference's pose (134, 3) in its pixels, given or found.
+
+    Without --retarget the mode is `scale`, or `none`, with a note, where there is no such pose.
+    """
+    mode = options.retarget or "scale"
+    if mode == "none":
+        return mode, None
+    if options.reference_keypoints:
+        given = load_keypoints(options.reference_keypoints)
+        scale = np.array([picture.shape[1] / given.width, picture.shape[0] / given.height, 1])
+        return mode, (given.points[0] * scale).astype(np.float32)
+    try:
+        return mode, estimate_picture(picture, estimator())
+    except UserError as error:
+        if options.retarget:
+            raise UserError(
+                f"{options.reference}: {error}; or give --reference-keypoints, or --retarget none"
+            ) from error
+        warnings.warn(f"the motion is not fitted to the reference: {error}", UserNote, stacklevel=2)
+        return "none", None

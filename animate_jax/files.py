@@ -1,0 +1,68 @@
+"""Files and directories that appear whole or not at all.
+
+Both helpers hand out a temporary name beside the target, so that taking the target's place is a
+rename within one file system. Whatever ends the block early, an interrupt included, removes the
+temporary and leaves the target as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, *, parents: bool = True) -> Iterator[Path]:
+    """A name to write a file under; the file is at `path` once the block has succeeded.
+
+    Missing parent directories are created unless `parents` is False; a file that was there is
+    replaced. Raises OSError.
+    """
+    path = Path(path)
+    temporary = _beside(path, "part")
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        # Otherwise a power failure could leave the new name with none of the contents.
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def replacing_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """A new empty directory that is at `path` once the block has succeeded.
+
+    Missing parent directories are created; a directory that was there is replaced, so ask the user
+    first. Raises OSError.
+    """
+    path = Path(os.path.abspath(path))
+    temporary, old = _beside(path, "part"), _beside(path, "old")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            os.rename(path, old)
+        try:
+            os.rename(temporary, path)
+        except BaseException:
+            if old.exists():
+                os.rename(old, path)
+            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")

@@ -1,0 +1,311 @@
+"""PyTorch weights into model directories.
+
+`convert_moore` takes the files of the public Animate Anyone reproductions, `convert_sd15` puts a
+starting point for training together. Both check every name and shape before they write, and hold
+no more than a few tensors in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from animate_jax.config import ModelConfig, MotionConfig, PoseGuiderConfig, UNetConfig
+from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
+from animate_jax.errors import UserError
+from animate_jax.models.animate_anyone import COMPONENTS
+from animate_jax.weights import sizes
+from animate_jax.weights.config_files import read_json
+from animate_jax.weights.model_directory import (
+    MOTION,
+    check_target,
+    component_shapes,
+    save_model,
+    split_items,
+)
+from animate_jax.weights.original_names import pose_guider_from_controlnet, rename_motion_modules
+from animate_jax.weights.parts import (
+    SD15_VALUES,
+    Part,
+    open_autoencoder,
+    open_base,
+    open_image_encoder,
+)
+from animate_jax.weights.sources import open_state_dict, resolve_source
+
+STORED_DTYPES = ("float32", "float16", "bfloat16")
+_SUFFIXES = (".pth", ".safetensors", ".pt", ".bin")
+_STEMS = ("denoising_unet", "reference_unet", "motion_module", "pose_guider")
+_FOLDERS = ("image_encoder", "sd-vae-ft-mse")
+_UNET_CONFIG = "stable-diffusion-v1-5/unet/config.json"
+_MOORE_PATTERNS = (
+    *(stem + suffix for stem in _STEMS for suffix in _SUFFIXES),
+    *(f"{folder}/*{suffix}" for folder in _FOLDERS for suffix in (".json", *_SUFFIXES)),
+    _UNET_CONFIG,
+)
+_EXAMPLES = {
+    "vae": "hf:stabilityai/sd-vae-ft-mse",
+    "image_encoder": "hf:lambdalabs/sd-image-variations-diffusers:image_encoder",
+}
+
+Source = str | os.PathLike
+
+
+def convert_moore(
+    source: Source,
+    out: Source,
+    *,
+    vae: Source | None = None,
+    image_encoder: Source | None = None,
+    base: Source | None = None,
+    motion: bool = True,
+    motion_heads: int = 8,
+    overwrite: bool = False,
+    progress: bool = True,
+    dtype: str | None = None,
+) -> None:
+    """Convert the released files of an Animate Anyone reproduction into the model directory `out`.
+
+    source: a path or `hf:owner/name` with denoising_unet.pth, reference_unet.pth,
+    motion_module.pth, pose_guider.pth, image_encoder/, sd-vae-ft-mse/ and, if the sizes are not
+    Stable Diffusion 1.5's, stable-diffusion-v1-5/unet/config.json. vae, image_encoder and base (a
+    diffusers directory, or a UNet's config.json) may lie elsewhere. motion: False converts a model
+    of single pictures. dtype: float32, float16 or bfloat16; None keeps what each file has.
+    Raises UserError, and leaves nothing at `out`, for files that are missing, damaged or of
+    another architecture, and where `out` exists and is not to be overwritten.
+    """
+    _check(out, overwrite, dtype)
+    folder = resolve_source(str(source), patterns=_MOORE_PATTERNS)
+    whole = _open_stem(folder, "denoising_unet")
+    options, where = _base_options(folder, base)
+    unet, modules = _split_motion(replace(whole, options=options, where=where))
+    if motion and (_find(folder, "motion_module") or not modules.tensors):
+        modules = _merge(_open_stem(folder, "motion_module"), modules)
+    parts = {
+        "denoising_unet": unet,
+        "reference_unet": _open_stem(folder, "reference_unet").without_ignored("reference_unet"),
+        "pose_guider": _open_stem(folder, "pose_guider"),
+        "autoencoder": open_autoencoder(_elsewhere("vae", vae, folder / "sd-vae-ft-mse")),
+        "image_encoder": open_image_encoder(
+            _elsewhere("image_encoder", image_encoder, folder / "image_encoder")
+        ),
+    }
+    motion_config = None
+    if motion:
+        parts[MOTION] = modules
+        motion_config = sizes.motion_config(modules.tensors, modules.what, motion_heads)
+    guider = parts["pose_guider"]
+    config = _config(
+        parts,
+        replace(sizes.unet_config(*unet.described), motion=motion_config),
+        sizes.pose_guider_config(guider.tensors, guider.what),
+        moore_sampling(),
+    )
+    _save(out, config, parts, overwrite, progress, dtype)
+
+
+def convert_sd15(
+    source: Source,
+    out: Source,
+    *,
+    vae: Source | None = None,
+    image_encoder: Source | None = None,
+    controlnet: Source | None = None,
+    motion: Source | None = None,
+    motion_heads: int = 8,
+    pose_guider: str = "feature",
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+    dtype: str | None = None,
+) -> None:
+    """A starting point for training from Stable Diffusion 1.x, as the model directory `out`.
+
+    source: a diffusers directory (unet/, vae/, perhaps image_encoder/), a single-file checkpoint,
+    or a UNet's own folder or file; a path or `hf:owner/name[:folder or file]`. Both UNets start
+    from its UNet. controlnet: weights whose picture embedding, except its last layer, starts the
+    pose guider; its variant is `feature` or `latent`, and what nothing is given for is drawn from
+    `seed`. motion: an AnimateDiff file or diffusers MotionAdapter, "new" for fresh motion modules,
+    None for none. dtype: as in convert_moore, as are the errors.
+    """
+    _check(out, overwrite, dtype)
+    # A repository on the hub holds much more than these folders.
+    hub = str(source).startswith("hf:") and str(source).count(":") == 1
+    inside = {
+        name: f"{source}:{name}" if hub else Path(source) / name
+        for name in ("unet", "vae", "image_encoder")
+    }
+    unet, autoencoder = open_base(resolve_source(str(inside["unet"] if hub else source)))
+    if vae is not None or autoencoder is None:
+        autoencoder = open_autoencoder(_elsewhere("vae", vae, inside["vae"]))
+    encoder = _elsewhere("image_encoder", image_encoder, inside["image_encoder"])
+    parts = {
+        "denoising_unet": unet,
+        "reference_unet": unet.without_ignored("reference_unet"),
+        "autoencoder": autoencoder,
+        "image_encoder": open_image_encoder(encoder),
+    }
+    unet_config = sizes.unet_config(*unet.described)
+    motion_config = None
+    if motion is not None:
+        motion_config, parts[MOTION] = _new_motion(motion, motion_heads, seed)
+        sizes.check_motion(motion_config, unet_config.block_out_channels, parts[MOTION].what)
+    guider_config, parts["pose_guider"] = _new_guider(pose_guider, controlnet, unet_config, seed)
+    unet_config = replace(unet_config, motion=motion_config)
+    config = _config(parts, unet_config, guider_config, NoiseSchedule())
+    _save(out, config, parts, overwrite, progress, dtype)
+
+
+def _new_motion(motion: Source, heads: int, seed: int) -> tuple[MotionConfig, Part]:
+    if motion == "new":
+        return MotionConfig(heads=heads), Part({}, "new motion modules", fresh=".*", seed=seed)
+    path = resolve_source(str(motion))
+    part = Part(rename_motion_modules(open_state_dict(path)), str(path))
+    return sizes.motion_config(part.tensors, part.what, heads), part
+
+
+def _new_guider(
+    variant: str, controlnet: Source | None, unet: UNetConfig, seed: int
+) -> tuple[PoseGuiderConfig, Part]:
+    part = Part({}, "a new pose guider", fresh=".*", seed=seed)
+    if variant == "latent" and controlnet is None:
+        return PoseGuiderConfig("latent", (16, 32, 64, 128), unet.in_channels), part
+    if variant != "feature":
+        raise UserError("the pose guider is 'feature', or 'latent', which takes no ControlNet")
+    if controlnet is None:
+        return PoseGuiderConfig(out_channels=unet.block_out_channels[0]), part
+    path = resolve_source(str(controlnet))
+    tensors = pose_guider_from_controlnet(open_state_dict(path))
+    body = {name: t for name, t in tensors.items() if not name.startswith("conv_out.")}
+    part = Part(body, str(path), fresh=r"conv_out\..+", seed=seed)
+    return sizes.pose_guider_config(tensors, str(path)), part
+
+
+def _check(out: Source, overwrite: bool, dtype: str | None) -> None:
+    """What can be refused before any work."""
+    check_target(out, overwrite)
+    if dtype not in (None, *STORED_DTYPES):
+        raise UserError(f"weights cannot be stored as {dtype!r}; use one of {STORED_DTYPES}")
+
+
+def _find(folder: Path, stem: str) -> Path | None:
+    files = (folder / f"{stem}{suffix}" for suffix in _SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _open_stem(folder: Path, stem: str) -> Part:
+    file = _find(folder, stem)
+    if file is None:
+        advice = "; for a model of single pictures switch motion off" * (stem == "motion_module")
+        raise UserError(f"{folder}: {stem}.pth is missing; get the whole set of files{advice}")
+    return Part(open_state_dict(file), str(file))
+
+
+def _split_motion(unet: Part) -> tuple[Part, Part]:
+    """A UNet's file without and with only its motion modules."""
+    motion = {name: t for name, t in unet.tensors.items() if ".motion_modules." in name}
+    plain = {name: t for name, t in unet.tensors.items() if name not in motion}
+    return replace(unet, tensors=plain), Part(motion, unet.what)
+
+
+def _merge(motion_file: Part, in_unet: Part) -> Part:
+    """The motion modules of both files, as the reproduction loads them: the UNet's file last."""
+    if not in_unet.tensors:
+        return motion_file
+    what = f"{motion_file.what} with {in_unet.what}"
+    return Part(motion_file.tensors | in_unet.tensors, what)
+
+
+def _base_options(folder: Path, base: Source | None) -> tuple[dict, str]:
+    """The UNet's config.json, and where it lies; empty for Stable Diffusion 1.5."""
+    if base is None:
+        file = folder / _UNET_CONFIG
+        return (read_json(file), str(file)) if file.is_file() else ({}, SD15_VALUES)
+    path = resolve_source(str(base), patterns=("unet/config.json", "config.json"))
+    for file in (path, path / "unet" / "config.json", path / "config.json"):
+        if file.is_file():
+            return read_json(file), str(file)
+    raise UserError(f"{base}: holds no config.json of a UNet; give that file or its directory")
+
+
+def _elsewhere(option: str, given: Source | None, usual: Source) -> Path:
+    """Where a network lies: where the user says, or at its usual place."""
+    try:
+        return resolve_source(str(usual if given is None else given))
+    except UserError as error:
+        if given is not None:
+            raise
+        raise UserError(f"{error}; give {option}, for example {_EXAMPLES[option]}") from error
+
+
+def _config(
+    parts: Mapping[str, Part],
+    unet: UNetConfig,
+    pose_guider: PoseGuiderConfig,
+    schedule: NoiseSchedule,
+) -> ModelConfig:
+    """The whole model's config; raises UserError where its networks do not fit each other."""
+    encoder = parts["image_encoder"]
+    config = ModelConfig(
+        denoising_unet=unet,
+        reference_unet=replace(unet, output=False, motion=None),
+        pose_guider=pose_guider,
+        autoencoder=sizes.autoencoder_config(*parts["autoencoder"].described),
+        image_encoder=sizes.image_encoder_config(*encoder.described, encoder.preprocessor),
+        schedule=schedule,
+    )
+    latents, feature = config.autoencoder.latent_channels, pose_guider.variant == "feature"
+    pose_width = unet.block_out_channels[0] if feature else latents
+    tokens = config.image_encoder.projection_dim
+    for what, found, where, wanted in (
+        ("the UNet's input has {} channels", unet.in_channels, "the latents", latents),
+        ("the UNet's output has {} channels", unet.out_channels, "the latents", latents),
+        (
+            "the UNet takes tokens of width {}",
+            unet.cross_attention_dim,
+            "the image encoder",
+            tokens,
+        ),
+        ("the pose guider gives {} channels", pose_guider.out_channels, "the UNet", pose_width),
+        (
+            "the pose guider makes pictures {} times smaller",
+            2 ** (len(pose_guider.channels) - 1),
+            "the autoencoder",
+            config.autoencoder.downscale,
+        ),
+    ):
+        if found != wanted:
+            raise UserError(f"{what.format(found)}, {where}: {wanted}; take weights that fit")
+    return config
+
+
+def _save(
+    out: Source,
+    config: ModelConfig,
+    parts: Mapping[str, Part],
+    overwrite: bool,
+    progress: bool,
+    dtype: str | None,
+) -> None:
+    """Check all parts against the config, then write them one after the other."""
+    trees = {}
+    for component in COMPONENTS:
+        leaves = {}
+        for item, shapes in split_items(component, component_shapes(config, component)).items():
+            leaves |= parts[item].leaves(component, shapes, dtype and np.dtype(dtype))
+        trees[component] = leaves
+
+    def components():
+        for component, leaves in trees.items():
+            if progress:
+                size = sum(leaf.nbytes for leaf in leaves.values())
+                print(f"writing {component} ({size / 1e6:.1f} MB)", file=sys.stderr, flush=True)
+            yield component, unflatten_dict(leaves)
+
+    save_model(out, config, components(), overwrite=overwrite)

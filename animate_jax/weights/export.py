@@ -1,0 +1,110 @@
+"""Model directories back into the files of the public Animate Anyone reproductions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from flax.traverse_util import unflatten_dict
+
+from animate_jax.config import ModelConfig
+from animate_jax.errors import UserError
+from animate_jax.files import replacing_directory
+from animate_jax.models.animate_anyone import COMPONENTS
+from animate_jax.weights.config_files import (
+    autoencoder_options,
+    image_encoder_options,
+    preprocessor_options,
+    unet_options,
+)
+from animate_jax.weights.items import load_item_on_host
+from animate_jax.weights.lazy_tensor import LazyTensor
+from animate_jax.weights.mappings import to_torch, torch_shapes
+from animate_jax.weights.model_directory import read_config, stored_leaves
+from animate_jax.weights.safetensors_writer import write_safetensors_file
+from animate_jax.weights.torch_file import write_torch_file
+
+_FILES = {
+    "denoising_unet": "denoising_unet.pth",
+    "motion_modules": "motion_module.pth",
+    "reference_unet": "reference_unet.pth",
+    "pose_guider": "pose_guider.pth",
+    "autoencoder": "sd-vae-ft-mse/diffusion_pytorch_model.safetensors",
+    "image_encoder": "image_encoder/model.safetensors",
+}
+
+
+def export_moore(
+    model: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool = False
+) -> None:
+    """Write the model directory `model` as the files that `convert_moore` reads.
+
+    denoising_unet.pth, reference_unet.pth, pose_guider.pth and, if the model has motion modules,
+    motion_module.pth; sd-vae-ft-mse/ and image_encoder/ for diffusers and transformers; the UNet's
+    stable-diffusion-v1-5/unet/config.json. Every tensor keeps its dtype. The noise schedule has no
+    place in these files. One part of the model is in memory at a time. Raises UserError for a
+    model with a `latent` pose guider, which the reproductions do not have, a damaged one, and
+    where `out` exists: `overwrite` replaces an earlier export, nothing else.
+    """
+    target = Path(out).expanduser()
+    _check_target(target, overwrite)
+    config = read_config(model)
+    if config.pose_guider.variant != "feature":
+        raise UserError(
+            f"{model}: its pose guider is of the {config.pose_guider.variant!r} kind, which the "
+            "PyTorch reproductions do not have; only models with the 'feature' kind can be exported"
+        )
+    parts = {}
+    for component in COMPONENTS:
+        parts |= stored_leaves(model, config, component)
+    directory = epath.Path(model).expanduser()
+    try:
+        with replacing_directory(target) as temporary:
+            for name, options in _descriptions(config).items():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).write_text(json.dumps(options, indent=2) + "\n")
+            for item, leaves in parts.items():
+                tensors = _torch_tensors(load_item_on_host(directory / item, leaves))
+                file = temporary / _FILES[item]
+                write = write_torch_file if file.suffix == ".pth" else write_safetensors_file
+                write(file, tensors)
+                del tensors  # before the next part is loaded
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def _descriptions(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    return {
+        "stable-diffusion-v1-5/unet/config.json": unet_options(config.denoising_unet),
+        "sd-vae-ft-mse/config.json": autoencoder_options(config.autoencoder),
+        "image_encoder/config.json": image_encoder_options(config.image_encoder),
+        "image_encoder/preprocessor_config.json": preprocessor_options(config.image_encoder),
+    }
+
+
+def _torch_tensors(leaves: Mapping[tuple[str, ...], np.ndarray]) -> dict[str, LazyTensor]:
+    """By PyTorch name, in PyTorch's axes once a tensor is read."""
+    tensors = {}
+    for name, (path, shape) in sorted(torch_shapes(unflatten_dict(dict(leaves))).items()):
+        read = partial(_in_torch_axes, path, leaves[path])
+        tensors[name] = LazyTensor(shape, leaves[path].dtype, read)
+    return tensors
+
+
+def _in_torch_axes(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(to_torch(path, array))
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / _FILES["denoising_unet"]).is_file():
+        raise UserError(f"{target}: exists and is no earlier export; choose another name")
+    if not overwrite:
+        raise UserError(f"{target}: exists already; choose another name or overwrite it")

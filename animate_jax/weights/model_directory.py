@@ -1,0 +1,242 @@
+"""A model on disk: a directory with `config.json` and one Orbax item per part.
+
+The parts are the components of `animate_jax.models.animate_anyone`, except that the motion modules
+lie beside the denoising UNet they belong to, so that no part is larger than one UNet. The directory
+may be local or in a bucket (`gs://...`). `config.json` is written last and makes it a model.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+
+import jax
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from animate_jax import files
+from animate_jax.config import ModelConfig, from_dict, to_dict
+from animate_jax.errors import UserError
+from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
+from animate_jax.weights.items import item_leaves, load_item, save_item
+from animate_jax.weights.mappings import torch_name
+
+FORMAT = 1
+CONFIG = "config.json"
+MOTION = "motion_modules"
+_IN_MOTION = re.compile(r"motion_modules_\d+")
+_LOADED_DTYPES = ("float32", "bfloat16")
+
+Path = tuple[str, ...]
+Leaves = dict[Path, jax.ShapeDtypeStruct]
+
+
+@functools.lru_cache(maxsize=16)  # tracing a UNet takes seconds, and writers ask twice
+def component_shapes(config: ModelConfig, component: str) -> Mapping[Path, jax.ShapeDtypeStruct]:
+    """{path: float32 ShapeDtypeStruct} of one component's parameters; nothing is computed."""
+    return MappingProxyType(flatten_dict(AnimateAnyone(config).shapes(component)))
+
+
+def in_motion(path: Path) -> bool:
+    """Whether a parameter path of the denoising UNet belongs to its motion modules."""
+    return any(_IN_MOTION.fullmatch(name) for name in path)
+
+
+def split_items(component: str, leaves: Mapping[Path, object]) -> dict[str, dict]:
+    """The parts {name: leaves by path} that one component is stored as; no part is empty."""
+    if component != "denoising_unet":
+        return {component: dict(leaves)}
+    parts = {component: {}, MOTION: {}}
+    for path, leaf in leaves.items():
+        parts[MOTION if in_motion(path) else component][path] = leaf
+    return {name: part for name, part in parts.items() if part}
+
+
+def check_target(path: str | os.PathLike, overwrite: bool = False) -> epath.Path:
+    """The path of a model directory to be written.
+
+    Raises UserError where something is there already, unless it may be overwritten: an empty
+    directory always, a model directory if `overwrite`.
+    """
+    target = epath.Path(path).expanduser()
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return target
+    if not (target / CONFIG).exists():
+        raise UserError(f"{target}: exists and is not a model directory; choose another name")
+    if not overwrite:
+        raise UserError(f"{target}: holds a model already; choose another name or overwrite it")
+    return target
+
+
+def save_model(
+    path: str | os.PathLike,
+    config: ModelConfig,
+    components: Iterable[tuple[str, Mapping | Callable[[], Mapping]]],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a model directory, one component after the other.
+
+    components: every name of COMPONENTS once, with its parameters (nested dictionary of jax.Array,
+    np.ndarray or LazyTensor) or a function that makes them when their turn comes. All processes of
+    a pod call it together. Raises UserError before any work where `path` exists and is not to be
+    overwritten; ValueError where names or shapes are not those of `config`.
+    """
+    target = check_target(path, overwrite)
+    with _writing(target) as directory:
+        written = []
+        for name, tree in components:
+            if name not in COMPONENTS or name in written:
+                raise ValueError(f"component {name!r} is unknown or was given twice")
+            leaves = flatten_dict(tree() if callable(tree) else tree)
+            del tree
+            problem = _difference(component_shapes(config, name), leaves)
+            if problem:
+                raise ValueError(f"{name} is not what the config says: {problem}")
+            for item, part in split_items(name, leaves).items():
+                save_item(directory / item, unflatten_dict(part))
+            written.append(name)
+            leaves = part = None  # free it before the next component is made
+        if missing := sorted(set(COMPONENTS) - set(written)):
+            raise ValueError(f"components {missing} were not given")
+        if jax.process_index() == 0:
+            text = json.dumps({"format": FORMAT, **to_dict(config)}, indent=2)
+            (directory / CONFIG).write_text(text + "\n")
+
+
+def read_config(path: str | os.PathLike) -> ModelConfig:
+    """The sizes of the model in a directory; raises UserError where there is none."""
+    directory = epath.Path(path).expanduser()
+    file = directory / CONFIG
+    if not directory.exists():
+        raise UserError(f"{directory}: there is no such model directory; check the path")
+    try:
+        values = json.loads(file.read_text()) if file.exists() else None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); convert the model again") from error
+    if not isinstance(values, dict) or "format" not in values:
+        raise UserError(
+            f"{directory}: is not a model directory (no {CONFIG} of ours); "
+            "make one from PyTorch weights with: animate-jax convert"
+        )
+    if (number := values.pop("format")) != FORMAT:
+        raise UserError(f"{file}: has format {number!r}, this version reads {FORMAT}; update it")
+    return from_dict(ModelConfig, values, str(file))
+
+
+def stored_leaves(
+    path: str | os.PathLike, config: ModelConfig, component: str
+) -> dict[str, Leaves]:
+    """{part: {path: shape and dtype}} of a stored component, checked against the config.
+
+    Raises UserError where a part is missing or its shapes are others.
+    """
+    directory, parts = epath.Path(path).expanduser(), {}
+    for item, expected in split_items(component, component_shapes(config, component)).items():
+        parts[item] = item_leaves(directory / item)
+        problem = _difference(expected, parts[item])
+        if problem:
+            raise UserError(
+                f"{directory / item}: does not match {CONFIG} ({problem}); convert the model again"
+            )
+    return parts
+
+
+def load_model(
+    path: str | os.PathLike,
+    *,
+    components: Sequence[str] | None = None,
+    dtype: str | np.dtype | type | None = None,
+    shardings: Sharding | Callable[[str], Sharding] | Mapping | None = None,
+) -> tuple[ModelConfig, dict]:
+    """The config and the parameter tree {component: parameters} of a model directory.
+
+    components: those to load, all by default. dtype: float32 or bfloat16 casts while loading, None
+    keeps what is stored. shardings: where the arrays go, read there directly: one Sharding for
+    all, a function of the path (`denoising_unet/conv_in/kernel`), a tree like the parameters, or
+    None for the first device. Raises UserError where there is no model or it is damaged.
+    """
+    config = read_config(path)
+    components = COMPONENTS if components is None else tuple(components)
+    if unknown := sorted(set(components) - set(COMPONENTS)):
+        raise UserError(f"a model has no components {unknown}; it has {list(COMPONENTS)}")
+    if dtype is not None and (dtype := np.dtype(dtype)).name not in _LOADED_DTYPES:
+        raise UserError(f"weights cannot be loaded as {dtype.name}; use one of {_LOADED_DTYPES}")
+    if shardings is None:
+        shardings = SingleDeviceSharding(jax.local_devices()[0])
+    params = {}
+    # All are checked before the first is loaded: that takes minutes.
+    stored = {component: stored_leaves(path, config, component) for component in components}
+    for component, parts in stored.items():
+        leaves = {}
+        for item, part in parts.items():
+            place = lambda p, c=component: _sharding(shardings, (c, *p))  # noqa: E731
+            part = {p: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype) for p, x in part.items()}
+            item_path = epath.Path(path).expanduser() / item
+            leaves |= flatten_dict(load_item(item_path, unflatten_dict(part), place))
+        params[component] = unflatten_dict(leaves)
+    return config, params
+
+
+def _sharding(shardings, path: Path) -> Sharding:
+    if isinstance(shardings, Sharding):
+        return shardings
+    if callable(shardings):
+        return shardings("/".join(path))
+    for name in path:
+        shardings = shardings[name]
+    return shardings
+
+
+def _difference(expected: Mapping[Path, object], found: Mapping[Path, object]) -> str | None:
+    """What differs first between two sets of leaves in names and shapes."""
+    for kind, paths in (("lacks", expected.keys() - found), ("has", found.keys() - expected)):
+        if paths:
+            return f"it {kind} {torch_name(min(paths))}"
+    for path, leaf in expected.items():
+        if tuple(found[path].shape) != tuple(leaf.shape):
+            return f"{torch_name(path)} has shape {tuple(found[path].shape)}, not {leaf.shape}"
+    return None
+
+
+@contextmanager
+def _writing(target: epath.Path) -> Iterator[epath.Path]:
+    """A directory to write in, which becomes the target; an error leaves nothing behind."""
+    if _can_rename(target):
+        with files.replacing_directory(os.fspath(target)) as temporary:
+            yield epath.Path(temporary)
+        return
+    # Here the config, written last, is what makes the directory a model.
+    first = jax.process_index() == 0
+    _wait_for_all("checked", target)
+    if first:
+        (target / CONFIG).unlink(missing_ok=True)
+        if target.exists():
+            target.rmtree()
+        target.mkdir(parents=True)
+    _wait_for_all("emptied", target)
+    try:
+        yield target
+    except BaseException:
+        if first:
+            target.rmtree()
+        raise
+    _wait_for_all("written", target)
+
+
+def _can_rename(target: epath.Path) -> bool:
+    """Not in a bucket, and not where several processes would have to agree on a temporary name."""
+    return "://" not in os.fspath(target) and jax.process_count() == 1
+
+
+def _wait_for_all(what: str, target: epath.Path) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"model {what}: {target}")

@@ -1,0 +1,1 @@
+"""Preparation of training data: videos and drawn puppets to records."""

@@ -1,0 +1,48 @@
+"""Animate Anyone in JAX. What each extra is for stands in the README."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="animate-jax",
+    version="0.1.0",
+    description="Animate Anyone in JAX/Flax: a picture and a motion to a video, on TPU, GPU and CPU",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["animate_jax*", "data_prep*"]),
+    entry_points={"console_scripts": ["animate-jax = animate_jax.cli:main"]},
+    install_requires=[
+        "av>=14",
+        "etils[epath]",
+        "flax>=0.12",
+        "huggingface_hub",
+        "jax>=0.10",
+        "ml_dtypes",
+        "numpy>=2",
+        "orbax-checkpoint>=0.11",
+        "pillow>=11",
+        "tqdm",
+        "transformers>=4.50",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "pose": ["ai-edge-litert>=2", "onnxruntime"],
+        "data": ["absl-py", "array-record", "grain", "importlib_resources", "tensorflow-datasets"],
+        "notebook": ["ipywidgets", "jupyter"],
+        "dev": [
+            "diffusers",
+            "onnx",
+            "opencv-python-headless",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "safetensors",
+            "scikit-image",
+            "torch",
+        ],
+    },
+)

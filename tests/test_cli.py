@@ -1,0 +1,210 @@
+"""The command line as users run it: files in, files out; one line and exit code 2 for bad input."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from animate_jax.cli import main
+from animate_jax.pose.keypoints import Keypoints, load_keypoints
+from animate_jax.video.reading import probe_video, read_frames
+from animate_jax.video.writing import write_video
+
+SMALL = ["--width", "64", "--height", "64", "--steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "model"
+    assert main(["new", "tiny", str(path)]) == 0
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A reference, keypoints of 3 frames, and the same as drawn skeletons."""
+    folder = tmp_path_factory.mktemp("files")
+    blocks = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+    picture = Image.fromarray(blocks).resize((100, 120))
+    picture.save(folder / "reference.png")
+    points = np.zeros((3, 134, 3), np.float32)
+    points[:, :18, :2] = np.random.default_rng(1).uniform(10, 90, (3, 18, 2))
+    points[:, :18, 2] = 1
+    Keypoints(points, 12.5, 100, 100).save(folder / "motion.npz")
+    drawn = np.random.default_rng(2).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    write_video(folder / "drawn.mp4", drawn, 10)
+    return folder
+
+
+def animate(model, files, out, *more, motion=("--keypoints", "motion.npz")):
+    return main(
+        ["animate", "--model", model, "--reference", str(files / "reference.png")]
+        + [motion[0], str(files / motion[1]), "--out", str(out), *more]
+    )
+
+
+def error_of(capsys, code, *message):
+    """The one line that was printed; code is what main returned."""
+    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in lines if line.startswith("animate-jax: error:")]
+    assert code == 2, lines
+    assert len(lines) == 1
+    for part in message:
+        assert part in lines[0]
+    return lines[0]
+
+
+def test_keypoints_to_video(model, files, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    assert animate(model, files, out, *SMALL, "--retarget", "none", "--side-by-side") == 0
+    info = probe_video(out)
+    assert (info.width, info.height, info.fps) == (3 * 64, 64, 12.5)
+    assert len(list(read_frames(out))) == 3
+    assert "wrote" in capsys.readouterr().out
+    # Not again over the same file, unless asked to.
+    error_of(capsys, animate(model, files, out, *SMALL), "out.mp4", "overwrite")
+    assert animate(model, files, out, *SMALL, "--retarget", "none", "--overwrite") == 0
+    assert probe_video(out).width == 64
+
+
+def test_drawn_skeletons_to_frames(model, files, tmp_path):
+    out = tmp_path / "frames"
+    drawn = ("--pose-video", "drawn.mp4")
+    assert animate(model, files, out, *SMALL, "--frames", "2", "--stride", "1", motion=drawn) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["000000.png", "000001.png"]
+    assert Image.open(out / "000000.png").size == (64, 64)
+
+
+def test_initial_noise_decides_the_result(model, files, tmp_path):
+    noise = np.random.default_rng(3).standard_normal((3, 8, 8, 4)).astype(np.float32)
+    np.save(tmp_path / "noise.npy", noise)
+    videos = []
+    for i, more in enumerate((["--seed", "1"], ["--seed", "2"], ["--guidance", "1"])):
+        out = tmp_path / f"{i}.npy"
+        more = [*more, "--initial-noise", str(tmp_path / "noise.npy"), "--retarget", "none"]
+        assert animate(model, files, out, *SMALL, *more) == 0
+        videos.append(np.load(out))
+    assert videos[0].shape == (3, 64, 64, 3) and videos[0].dtype == np.float32
+    np.testing.assert_array_equal(videos[0], videos[1])
+    assert np.abs(videos[0] - videos[2]).max() > 1e-3
+
+
+def test_size_follows_the_reference_and_is_rounded(model, files, tmp_path, capsys):
+    out = tmp_path / "out.npy"
+    options = ["--height", "61", "--steps", "1", "--retarget", "none", "--frames", "1"]
+    assert animate(model, files, out, *options) == 0
+    assert np.load(out).shape == (1, 64, 48, 3)  # 100 x 120 pixels, 48 x 64
+    assert "not divisible by 8" in capsys.readouterr().err
+
+
+def test_an_animation_without_a_person_in_the_reference_says_so(
+    model, files, tmp_path, capsys, blazepose_models
+):
+    out = tmp_path / "out.npy"
+    assert animate(model, files, out, *SMALL) == 0
+    assert "not fitted to the reference: no person" in capsys.readouterr().err
+    code = animate(model, files, tmp_path / "other.npy", *SMALL, "--retarget", "bones")
+    error_of(capsys, code, "reference.png", "--retarget none")
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(model, files, tmp_path, capsys):
+    out = tmp_path / "out" / "video.mp4"
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.npz").write_text("not keypoints")
+    (tmp_path / "other.npy").write_text("not noise")
+    cases = [
+        (["--model", str(tmp_path / "nowhere")], "no such model directory"),
+        (["--model", str(tmp_path)], "not a model directory"),
+        (["--reference", str(tmp_path / "nowhere.png")], "nowhere.png"),
+        (["--reference", str(tmp_path / "empty.mp4")], "empty.mp4"),
+        (["--out", str(tmp_path / "video.avi")], ".avi"),
+        (["--window", "4", "--overlap", "4"], "overlap"),
+        (["--eta", "2"], "eta"),
+        (["--fps", "-1"], "frames per second"),
+        (["--initial-noise", str(tmp_path / "other.npy")], "other.npy"),
+    ]
+    for more, message in cases:
+        code = animate(model, files, out, *SMALL, "--retarget", "none", *more)
+        error_of(capsys, code, message)
+    for motion, message in (
+        (("--driving", tmp_path / "empty.mp4"), "empty.mp4"),
+        (("--driving", tmp_path / "nowhere.mp4"), "nowhere.mp4"),
+        (("--keypoints", tmp_path / "text.npz"), "text.npz"),
+        (("--pose-video", tmp_path / "empty.mp4"), "empty.mp4"),
+    ):
+        code = animate(model, files, out, *SMALL, "--retarget", "none", motion=motion)
+        error_of(capsys, code, message)
+    assert not out.parent.exists()
+
+
+def test_pose_of_a_video_without_a_person(tmp_path, capsys, blazepose_models):
+    write_video(tmp_path / "grey.mp4", np.full((3, 64, 64, 3), 0.5, np.float32), 10)
+    code = main(["pose", str(tmp_path / "grey.mp4"), str(tmp_path / "out.npz")])
+    error_of(capsys, code, "person")
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_pose_then_animate_a_one_frame_video(model, files, tmp_path, blazepose_models, clips):
+    frame = next(read_frames(clips["single/cam01"]))
+    write_video(tmp_path / "one.mp4", frame[None], 25)
+    assert main(["pose", str(tmp_path / "one.mp4"), str(tmp_path / "one.npz")]) == 0
+    keypoints = load_keypoints(tmp_path / "one.npz")
+    assert keypoints.points.shape == (1, 134, 3)
+    out = tmp_path / "out.gif"
+    assert (
+        main(
+            ["animate", "--model", model, "--reference", str(tmp_path / "frame.png")]
+            + ["--keypoints", str(tmp_path / "one.npz"), "--out", str(out), *SMALL]
+        )
+        == 2
+    )  # the reference is not there
+    Image.fromarray(frame).save(tmp_path / "frame.png")
+    assert (
+        main(
+            ["animate", "--model", model, "--reference", str(tmp_path / "frame.png")]
+            + ["--keypoints", str(tmp_path / "one.npz"), "--out", str(out), *SMALL]
+            + ["--retarget", "bones"]
+        )
+        == 0
+    )
+    assert Image.open(out).size == (64, 64)
+
+
+def test_inspect_and_a_damaged_config(model, tmp_path, capsys):
+    assert main(["inspect", model]) == 0
+    text = capsys.readouterr().out
+    assert "denoising_unet" in text and "motion" in text
+    (tmp_path / "model").mkdir()
+    config = json.loads(open(f"{model}/config.json").read())
+    config["denoising_unet"]["colour"] = 1
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    error_of(capsys, main(["inspect", str(tmp_path / "model")]), "colour")
+
+
+def test_new_refuses_to_replace(model, capsys):
+    error_of(capsys, main(["new", "tiny", model]), "overwrite")
+
+
+def test_unexpected_errors_are_one_line_without_debug(monkeypatch, capsys):
+    import animate_jax.weights.inspect as inspect
+
+    def fail(path):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(inspect, "describe_model", fail)
+    assert main(["inspect", "any"]) == 1
+    assert "RuntimeError: two lines" in capsys.readouterr().err
+    with pytest.raises(RuntimeError):
+        main(["inspect", "any", "--debug"])
+
+
+def test_the_program_starts_quickly_and_has_help():
+    code = (
+        "import sys; from animate_jax.cli import main\ntry: main(['--help'])\nexcept SystemExit: "
+    )
+    code += "print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "convert" in done.stdout and done.stdout.strip().endswith("False")

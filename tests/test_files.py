@@ -1,0 +1,45 @@
+"""Files and directories appear whole or not at all."""
+
+import pytest
+
+from animate_jax.files import replacing, replacing_directory
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    for text in ("first", "second"):
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+            assert temporary.parent == path.parent and temporary != path
+    assert tree(tmp_path) == {"deep/a.txt": "second"}
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "no" / "a", parents=False) as file:
+        file.write_text("")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_directory_takes_its_place_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "d"
+    for name in ("first", "second"):
+        with replacing_directory(path) as temporary:
+            (temporary / name).write_text(name)
+    assert tree(tmp_path) == {"deep/d/second": "second"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_one_and_nothing_else(tmp_path, error):
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text("old")
+    with pytest.raises(error), replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+        raise error
+    with pytest.raises(error), replacing_directory(tmp_path / "d") as temporary:
+        (temporary / "a").write_text("new")
+        raise error
+    assert tree(tmp_path) == {"a.txt": "old", "d/a": "old"}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.txt", "d"]

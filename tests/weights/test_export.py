@@ -1,0 +1,128 @@
+"""Export is the way back: bit for bit, and into what PyTorch's libraries load."""
+
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from moore_layout import FILES, read_moore_file, write_moore_layout
+
+from animate_jax.config import PoseGuiderConfig, tiny
+from animate_jax.errors import UserError
+from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.weights.convert import convert_moore
+from animate_jax.weights.export import export_moore
+from animate_jax.weights.lazy_tensor import LazyTensor
+from animate_jax.weights.model_directory import read_config, save_model
+from animate_jax.weights.safetensors_writer import write_safetensors_file
+
+
+@pytest.fixture(scope="module")
+def exported(model_directory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "moore"
+    export_moore(model_directory, folder)
+    return folder
+
+
+def assert_bit_equal(folder, state_dicts):
+    for component in FILES:
+        ours, theirs = read_moore_file(folder, component), state_dicts[component]
+        assert set(ours) == set(theirs), component
+        for name, tensor in theirs.items():
+            assert ours[name].dtype == tensor.dtype, (component, name)
+            assert torch.equal(ours[name], tensor), (component, name)
+
+
+def test_float32_comes_back_bit_equal(exported, moore_layout):
+    assert_bit_equal(exported, moore_layout.state_dicts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_back_bit_equal(dtype, tmp_path):
+    layout = write_moore_layout(tmp_path / "a", tiny(), dtype, seed=7)
+    convert_moore(tmp_path / "a", tmp_path / "m", motion_heads=4, progress=False)
+    export_moore(tmp_path / "m", tmp_path / "b")
+    assert_bit_equal(tmp_path / "b", layout.state_dicts)
+    assert (
+        layout.state_dicts["motion_module"][
+            "mid_block.motion_modules.0.temporal_transformer"
+            ".transformer_blocks.0.attention_blocks.1.pos_encoder.pe"
+        ].dtype
+        == dtype
+    )
+
+
+def test_pytorch_libraries_load_it_and_find_nothing_missing(exported, moore_layout):
+    autoencoder, info = diffusers.AutoencoderKL.from_pretrained(
+        exported / "sd-vae-ft-mse", output_loading_info=True
+    )
+    assert not any(info.values())
+    assert autoencoder.config["scaling_factor"] == 0.18215
+    encoder, info = transformers.CLIPVisionModelWithProjection.from_pretrained(
+        exported / "image_encoder", output_loading_info=True
+    )
+    assert not any(info.values())
+    for model, component in ((autoencoder, "autoencoder"), (encoder, "image_encoder")):
+        theirs = moore_layout.state_dicts[component]
+        assert all(torch.equal(t, theirs[n]) for n, t in model.state_dict().items())
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(exported / "image_encoder")
+    assert processor.crop_size == {"height": 56, "width": 56}
+    options = json.loads((exported / "stable-diffusion-v1-5/unet/config.json").read_text())
+    unet = diffusers.UNet2DConditionModel.from_config(options)
+    unet.load_state_dict(torch.load(exported / "denoising_unet.pth", weights_only=True))
+    reference = torch.load(exported / "reference_unet.pth", weights_only=True)
+    missing, surplus = unet.load_state_dict(reference, strict=False)
+    assert {name.split(".")[0] for name in missing} == {"conv_norm_out", "conv_out"}
+    assert not surplus
+
+
+def test_converting_an_export_gives_the_same_model(exported, model_directory, tmp_path):
+    convert_moore(exported, tmp_path / "again", motion_heads=4, progress=False)
+    assert read_config(tmp_path / "again") == read_config(model_directory)
+
+
+def test_a_model_without_motion_has_no_motion_file(moore_layout, tmp_path):
+    convert_moore(moore_layout.folder, tmp_path / "m", motion=False, progress=False)
+    export_moore(tmp_path / "m", tmp_path / "out")
+    assert not (tmp_path / "out" / "motion_module.pth").exists()
+    ours = read_moore_file(tmp_path / "out", "denoising_unet")
+    assert set(ours) == set(moore_layout.state_dicts["denoising_unet"])
+
+
+def test_a_latent_pose_guider_cannot_be_exported(tmp_path):
+    guider = PoseGuiderConfig("latent", (8, 8, 8, 8), 4)
+    config = tiny().__class__(**vars(tiny()) | {"pose_guider": guider})
+    save_model(tmp_path / "m", config, AnimateAnyone(config).init(0).items())
+    with pytest.raises(UserError, match="pose guider is of the 'latent' kind"):
+        export_moore(tmp_path / "m", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_an_earlier_export_is_overwritten(exported, model_directory, tmp_path):
+    with pytest.raises(UserError, match="exists already"):
+        export_moore(model_directory, exported)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is no earlier export"):
+        export_moore(model_directory, tmp_path / "mine", overwrite=True)
+    with pytest.raises(UserError, match="there is no such model directory"):
+        export_moore(tmp_path / "absent", tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
+    before = {file: file.stat().st_ino for file in exported.rglob("*.pth")}
+    export_moore(model_directory, exported, overwrite=True)
+    assert len(before) == 4 and all(file.stat().st_ino != i for file, i in before.items())
+
+
+def test_safetensors_files_are_written_whole_or_not_at_all(tmp_path):
+    def fails():
+        raise UserError("the source is cut off")
+
+    path, good = tmp_path / "w.safetensors", LazyTensor.of(np.ones(3, np.float32))
+    broken = LazyTensor((3,), np.dtype(np.float32), fails)
+    with pytest.raises(UserError, match="cut off"):
+        write_safetensors_file(path, {"a": good, "b": broken})
+    with pytest.raises(UserError, match="'c' has dtype int8"):
+        write_safetensors_file(path, {"c": LazyTensor.of(np.ones(3, np.int8))})
+    assert not list(tmp_path.iterdir())
