@@ -184,6 +184,20 @@ def test_inspect_and_a_damaged_config(model, tmp_path, capsys):
     error_of(capsys, main(["inspect", str(tmp_path / "model")]), "colour")
 
 
+def test_weights_go_round_by_relative_paths(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "moore", model, "files"]) == 0
+    assert main(["convert", "moore", "files", "again", "--motion-heads", "4"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "again"]) == 0
+    assert "float32" in capsys.readouterr().out
+    assert main(["convert", "sd15", "files/stable-diffusion-v1-5", "start"]) == 2
+    assert main(["convert", "moore", "files", "pictures", "--no-motion"]) == 0
+    assert main(["inspect", "pictures"]) == 0
+    assert "motion_modules: none" in capsys.readouterr().out
+    error_of(capsys, main(["convert", "moore", "files", "again"]), "again", "overwrite")
+
+
 def test_new_refuses_to_replace(model, capsys):
     error_of(capsys, main(["new", "tiny", model]), "overwrite")
 

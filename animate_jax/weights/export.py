@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from animate_jax.config import ModelConfig
@@ -26,7 +25,7 @@ from animate_jax.weights.config_files import (
 from animate_jax.weights.items import load_item_on_host
 from animate_jax.weights.lazy_tensor import LazyTensor
 from animate_jax.weights.mappings import to_torch, torch_shapes
-from animate_jax.weights.model_directory import read_config, stored_leaves
+from animate_jax.weights.model_directory import directory_path, read_config, stored_leaves
 from animate_jax.weights.safetensors_writer import write_safetensors_file
 from animate_jax.weights.torch_file import write_torch_file
 
@@ -63,7 +62,7 @@ def export_moore(
     parts = {}
     for component in COMPONENTS:
         parts |= stored_leaves(model, config, component)
-    directory = epath.Path(model).expanduser()
+    directory = directory_path(model)
     try:
         with replacing_directory(target) as temporary:
             for name, options in _descriptions(config).items():

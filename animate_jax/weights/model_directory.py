@@ -45,6 +45,12 @@ def component_shapes(config: ModelConfig, component: str) -> Mapping[Path, jax.S
     return MappingProxyType(flatten_dict(AnimateAnyone(config).shapes(component)))
 
 
+def directory_path(path: str | os.PathLike) -> epath.Path:
+    """The absolute path that Orbax asks for; a bucket's is one already."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
 def in_motion(path: Path) -> bool:
     """Whether a parameter path of the denoising UNet belongs to its motion modules."""
     return any(_IN_MOTION.fullmatch(name) for name in path)
@@ -66,7 +72,7 @@ def check_target(path: str | os.PathLike, overwrite: bool = False) -> epath.Path
     Raises UserError where something is there already, unless it may be overwritten: an empty
     directory always, a model directory if `overwrite`.
     """
-    target = epath.Path(path).expanduser()
+    target = directory_path(path)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return target
     if not (target / CONFIG).exists():
@@ -114,7 +120,7 @@ def save_model(
 
 def read_config(path: str | os.PathLike) -> ModelConfig:
     """The sizes of the model in a directory; raises UserError where there is none."""
-    directory = epath.Path(path).expanduser()
+    directory = directory_path(path)
     file = directory / CONFIG
     if not directory.exists():
         raise UserError(f"{directory}: there is no such model directory; check the path")
@@ -139,7 +145,7 @@ def stored_leaves(
 
     Raises UserError where a part is missing or its shapes are others.
     """
-    directory, parts = epath.Path(path).expanduser(), {}
+    directory, parts = directory_path(path), {}
     for item, expected in split_items(component, component_shapes(config, component)).items():
         parts[item] = item_leaves(directory / item)
         problem = _difference(expected, parts[item])
@@ -180,8 +186,8 @@ def load_model(
         for item, part in parts.items():
             place = lambda p, c=component: _sharding(shardings, (c, *p))  # noqa: E731
             part = {p: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype) for p, x in part.items()}
-            item_path = epath.Path(path).expanduser() / item
-            leaves |= flatten_dict(load_item(item_path, unflatten_dict(part), place))
+            loaded = load_item(directory_path(path) / item, unflatten_dict(part), place)
+            leaves |= flatten_dict(loaded)
         params[component] = unflatten_dict(leaves)
     return config, params
 

@@ -28,8 +28,6 @@ from animate_jax.weights.config_files import (
 )
 
 _HEADS = 8  # of Stable Diffusion 1.x, and diffusers' default for attention_head_dim
-# transformers leaves options out of config.json that have its default values.
-CLIP_DEFAULTS = {"num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 
 
 def unet_config(tensors: Mapping, what: str, options: Mapping[str, Any], where: str) -> UNetConfig:
@@ -150,7 +148,10 @@ def image_encoder_config(
             f"{where}: a config.json of a CLIP vision model is needed beside the image encoder, "
             f"model_type is {options.get('model_type')!r}; get the whole folder"
         )
-    options = CLIP_DEFAULTS | dict(options.get("vision_config") or options)
+    from transformers import CLIPVisionConfig  # slow to import
+
+    # config.json leaves out what has its default value.
+    options = CLIPVisionConfig.from_dict(dict(options.get("vision_config") or options)).to_dict()
     embeddings, layers = "vision_model.embeddings", "vision_model.encoder.layers"
     patch = _shape(tensors, f"{embeddings}.patch_embedding.weight", what, 4)
     positions = _shape(tensors, f"{embeddings}.position_embedding.weight", what, 2)[0]
@@ -167,7 +168,7 @@ def image_encoder_config(
         hidden_size=patch[0],
         intermediate_size=_shape(tensors, f"{layers}.0.mlp.fc1.weight", what, 2)[0],
         layers=_count(tensors, layers),
-        heads=_whole(options, "num_attention_heads", 12, where),
+        heads=options["num_attention_heads"],
         image_size=side * patch[2],
         patch_size=patch[2],
         projection_dim=_shape(tensors, "visual_projection.weight", what, 2)[0],

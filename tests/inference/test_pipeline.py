@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from moore_layout import write_moore_layout
 from parity import relative_l2
+from PIL import Image
 from torch_animate_anyone import TorchAnimateAnyone
 
 from animate_jax.config import tiny
@@ -270,7 +270,5 @@ def test_bad_motions_and_sizes(pipeline, reference):
 def test_a_stage_one_model_animates_without_motion_modules(pipeline, reference):
     config = pipeline.model.config
     unet = dataclasses.replace(config.denoising_unet, motion=None)
-    model = AnimateAnyonePipeline(
-        dataclasses.replace(config, denoising_unet=unet), pipeline.params
-    )
+    model = AnimateAnyonePipeline(dataclasses.replace(config, denoising_unet=unet), pipeline.params)
     assert run(model, reference, 2, steps=1).shape == (2, HEIGHT, WIDTH, 3)

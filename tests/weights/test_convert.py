@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import transformers
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from flax.traverse_util import flatten_dict
 from moore_layout import FILES
@@ -20,7 +19,7 @@ from torch_animate_anyone import torch_autoencoder, torch_image_encoder, torch_u
 from animate_jax.config import AutoencoderConfig, ImageEncoderConfig, MotionConfig, tiny
 from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
 from animate_jax.errors import UserError
-from animate_jax.weights import config_files, sizes
+from animate_jax.weights import config_files
 from animate_jax.weights.convert import convert_moore, convert_sd15
 from animate_jax.weights.mappings import to_torch, torch_name
 from animate_jax.weights.model_directory import load_model, read_config
@@ -257,8 +256,6 @@ def test_what_diffusers_and_transformers_build_by_default_is_understood():
     config_files.check_unet_options(unet, "config.json")
     autoencoder = json.loads(torch_autoencoder(tiny().autoencoder).to_json_string())
     config_files.check_autoencoder_options(autoencoder, "config.json")
-    defaults = transformers.CLIPVisionConfig()
-    assert sizes.CLIP_DEFAULTS == {name: getattr(defaults, name) for name in sizes.CLIP_DEFAULTS}
 
 
 def test_num_attention_heads_overrides_and_differs_by_level(moore_layout, tmp_path):
