@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name="animate-jax",
     version="0.1.0",
-    description="Animate Anyone in JAX/Flax: a picture and a motion to a video, on TPU, GPU and CPU",
+    description="Animate Anyone in JAX: a picture and a motion to a video, on TPU, GPU and CPU",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

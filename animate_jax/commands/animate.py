@@ -27,10 +27,11 @@ def animate(options) -> None:
     config = read_config(options.model)
     picture = read_image(options.reference)
     noise = _initial_noise(options.initial_noise)
-    size = _video_size(options, picture, config.resolution)
+    size = _video_size(options, picture, config)
 
     motion, fps = driving_motion(options, picture, size)
     fps = options.fps or fps
+    print(f"loading {options.model}")
     pipeline = AnimateAnyonePipeline.from_pretrained(options.model, options.dtype)
     print(f"{len(motion)} frames of {size[0]}x{size[1]}, {options.steps} {options.sampler} steps")
     video = pipeline(
@@ -62,19 +63,18 @@ def _drawn(motion, size, resample):
     return np.stack([skeleton_pixels(frame, *size, resample) for frame in motion])
 
 
-def _video_size(options, picture, resolution):
+def _video_size(options, picture, config):
     """As asked for; else the picture's proportions, the shorter side as the model was trained."""
-    height, width = picture.shape[:2]
+    (height, width), multiple = picture.shape[:2], config.autoencoder.downscale
     if options.width:
         scale = options.width / width
     elif options.height:
         scale = options.height / height
     else:
-        scale = resolution / min(width, height)
-    size = rounded_size(
-        options.width or max(1, round(width * scale / 8)) * 8,
-        options.height or max(1, round(height * scale / 8)) * 8,
-    )
+        scale = config.resolution / min(width, height)
+    fitting = (max(1, round(side * scale / multiple)) * multiple for side in (width, height))
+    size = (given or own for given, own in zip((options.width, options.height), fitting))
+    size = rounded_size(*size, multiple)
     if abs(np.log(size[0] / size[1] / (width / height))) > 0.05:
         warnings.warn(
             f"the reference, {width}x{height}, is stretched to {size[0]}x{size[1]};"

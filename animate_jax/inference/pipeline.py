@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
@@ -21,12 +20,7 @@ from animate_jax.inference.preprocessing import (
     image_encoder_pixels,
     skeleton_pixels,
 )
-from animate_jax.inference.sampling import (
-    STEP_PROGRESS,
-    sample_clip,
-    sample_video,
-    video_noise,
-)
+from animate_jax.inference.sampling import sample, video_noise
 from animate_jax.inference.windows import make_windows
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.pose.keypoints import POINTS, Keypoints
@@ -36,7 +30,6 @@ from animate_jax.weights.model_directory import load_model
 
 # Pixels that pass the autoencoder or pose guider at once; it bounds their memory, not the result.
 CHUNK_PIXELS = 2**20
-SIZE_MULTIPLE = 8
 
 
 class AnimateAnyonePipeline:
@@ -44,7 +37,7 @@ class AnimateAnyonePipeline:
 
     def __init__(self, config: ModelConfig, params: dict, dtype=None):
         self.model = AnimateAnyone(config, default_dtype(dtype))
-        self.params = params
+        self.params = jax.tree.map(jnp.asarray, params)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, dtype=None) -> AnimateAnyonePipeline:
@@ -91,7 +84,8 @@ class AnimateAnyonePipeline:
 
         Raises UserError for input that does not fit.
         """
-        width, height = rounded_size(width, height)
+        multiple = self.model.config.autoencoder.downscale
+        width, height = rounded_size(width, height, multiple)
         picture = picture_array(reference)
         motion, draw = self._drawing(motion, width, height)
         frames = len(motion)
@@ -112,11 +106,19 @@ class AnimateAnyonePipeline:
             bound = self._bind(picture, width, height, guided=guidance > 1)
             pose_features = _in_chunks(encode, motion, chunk, "poses", progress)
             denoiser = {"denoising_unet": self.params["denoising_unet"]}
-            known = self.model, denoiser, noise, bound, pose_features, table, guidance, key
-            if len(windows[0]) > 1:
-                latents = sample_video(*known, windows, stochastic=eta > 0, progress=progress)
-            else:
-                latents = self._sample_clip(*known, stochastic=eta > 0, progress=progress)
+            latents = sample(
+                self.model,
+                denoiser,
+                noise,
+                bound,
+                pose_features,
+                table,
+                guidance,
+                key,
+                windows,
+                stochastic=eta > 0,
+                progress=progress,
+            )
             return _in_chunks(decode, latents, chunk, "decoding", progress)
 
     @property
@@ -172,36 +174,6 @@ class AnimateAnyonePipeline:
         reference = autoencoder_pixels(picture, width, height, resample.reference)
         return _bind(self.model, self.params, pixels, reference, guided=guided)
 
-    def _sample_clip(
-        self,
-        model,
-        params,
-        noise,
-        bound,
-        pose_features,
-        table,
-        guidance,
-        key,
-        *,
-        stochastic,
-        progress,
-    ):
-        counting = STEP_PROGRESS.counting(len(table.timesteps))
-        with counting if progress else contextlib.nullcontext() as on_step:
-            latents = sample_clip(
-                model,
-                params,
-                noise[None],
-                bound,
-                pose_features[None],
-                table,
-                guidance,
-                key,
-                stochastic=stochastic,
-                on_step=on_step,
-            )
-            return np.asarray(latents[0])
-
 
 def default_dtype(dtype=None):
     """The jnp dtype meant by "float32", "bfloat16", a dtype, or None (by backend)."""
@@ -213,15 +185,12 @@ def default_dtype(dtype=None):
     return dtype
 
 
-def rounded_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height as the nearest multiples of 8, at least 8; warns where they change."""
-    sizes = tuple(
-        max(SIZE_MULTIPLE, math.floor(size / SIZE_MULTIPLE + 0.5) * SIZE_MULTIPLE)
-        for size in (width, height)
-    )
+def rounded_size(width: int, height: int, multiple: int) -> tuple[int, int]:
+    """The nearest sizes above 0 that are divisible by `multiple`; warns where they change."""
+    sizes = tuple(max(1, math.floor(size / multiple + 0.5)) * multiple for size in (width, height))
     if sizes != (width, height):
         warnings.warn(
-            f"{width}x{height} is not divisible by 8; using {sizes[0]}x{sizes[1]}",
+            f"{width}x{height} is not divisible by {multiple}; using {sizes[0]}x{sizes[1]}",
             UserNote,
             stacklevel=3,
         )

@@ -115,10 +115,7 @@ def sample_video(
     stochastic: bool = False,
     progress: bool = True,
 ) -> np.ndarray:
-    """Latents (F, h, w, C) of a video of any length from noise of that shape, all on the host.
-
-    pose_features (F, h, w, channels); windows as from `make_windows`; the rest as `sample_clip`.
-    """
+    """What `sample` does for a video of any length, with latents and pose features on the host."""
     x, previous = noise, np.zeros_like(noise)
     bar = tqdm(
         total=len(steps.timesteps) * len(windows[0]),
@@ -147,3 +144,30 @@ def sample_video(
                 gaussian = video_noise(step_key(key, index), len(x), x.shape[1:])
             x, previous = step(row, x, out, previous, gaussian)
     return x
+
+
+def sample(
+    model: AnimateAnyone,
+    params,
+    noise: np.ndarray,
+    bound,
+    pose_features: np.ndarray,
+    steps: Steps,
+    guidance: float,
+    key: jax.Array,
+    windows: tuple[np.ndarray, np.ndarray],
+    *,
+    stochastic: bool = False,
+    progress: bool = True,
+) -> np.ndarray:
+    """Latents (F, h, w, C) from noise of that shape, in the way that fits the video's length.
+
+    pose_features (F, h, w, channels); windows as from `make_windows`; the rest as `sample_clip`.
+    """
+    known = model, params, noise, bound, pose_features, steps, guidance, key
+    if len(windows[0]) > 1:
+        return sample_video(*known, windows, stochastic=stochastic, progress=progress)
+    counting = STEP_PROGRESS.counting(len(steps.timesteps))
+    with counting if progress else contextlib.nullcontext() as on_step:
+        clip = model, params, noise[None], bound, pose_features[None], steps, guidance, key
+        return np.asarray(sample_clip(*clip, stochastic=stochastic, on_step=on_step)[0])

@@ -150,8 +150,14 @@ def image_encoder_config(
         )
     from transformers import CLIPVisionConfig  # slow to import
 
-    # config.json leaves out what has its default value.
-    options = CLIPVisionConfig.from_dict(dict(options.get("vision_config") or options)).to_dict()
+    try:  # config.json leaves out what has its default value
+        options = CLIPVisionConfig.from_dict(dict(options.get("vision_config") or options))
+    except Exception as error:  # of several kinds, by version
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{where}: not a CLIP vision model ({reason}); get the file again"
+        ) from error
+    options = options.to_dict()
     embeddings, layers = "vision_model.embeddings", "vision_model.encoder.layers"
     patch = _shape(tensors, f"{embeddings}.patch_embedding.weight", what, 4)
     positions = _shape(tensors, f"{embeddings}.position_embedding.weight", what, 2)[0]

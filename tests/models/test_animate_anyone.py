@@ -156,16 +156,23 @@ def test_rows_without_reference_attend_to_themselves(case):
     """The mask of training and the missing rows of sampling are the same thing."""
     model, params = case.model, case.params
     tokens, latents = case.tokens.numpy(), ours(case.latents)
-    features = model.encode_reference(params, ours(case.reference), tokens)
     t = np.array([5, 5])
-    masked = model.bind(params, tokens, features, jnp.array([False, True]))
-    second = model.bind(params, tokens, jax.tree.map(lambda x: x[1:], features))
-    none = model.bind(params, tokens)
-    denoise = jax.jit(model.denoise)
-    out = denoise(params, latents, t, masked)
-    assert relative_l2(out, denoise(params, latents, t, second)) <= BOUND
-    assert relative_l2(out[0], denoise(params, latents, t, none)[0]) <= BOUND
-    assert relative_l2(out[1], denoise(params, latents, t, none)[1]) > 1e-2
+
+    @jax.jit
+    def run(params, latents, reference, tokens):
+        features = model.encode_reference(params, reference, tokens)
+        second = jax.tree.map(lambda x: x[1:], features)
+        bounds = (
+            model.bind(params, tokens, features, jnp.array([False, True])),
+            model.bind(params, tokens, second),
+            model.bind(params, tokens),
+        )
+        return [model.denoise(params, latents, t, bound) for bound in bounds]
+
+    masked, missing, none = run(params, latents, ours(case.reference), tokens)
+    assert relative_l2(masked, missing) <= BOUND
+    assert relative_l2(masked[0], none[0]) <= BOUND
+    assert relative_l2(masked[1], none[1]) > 1e-2
 
 
 def test_bound_once_equals_concatenated_and_recomputed(case):
@@ -188,21 +195,29 @@ def test_one_token_constant_equals_attention(case):
     """A token given twice goes through real attention, which must give what the constant does."""
     model, params = case.model, case.params
     latents, t, tokens = ours(case.latents), np.array([5, 900]), case.tokens.numpy()
-    one = model.bind(params, tokens)
-    two = model.bind(params, np.repeat(tokens, 2, 1))
-    assert all(layer.cross is None for layer in one.values())
-    assert all(layer.cross_output is None for layer in two.values())
-    denoise = jax.jit(model.denoise)
-    out = denoise(params, latents, t, one)
-    assert relative_l2(out, denoise(params, latents, t, two)) <= BOUND
+
+    @jax.jit
+    def run(params, latents, tokens):
+        one = model.bind(params, tokens)
+        two = model.bind(params, jnp.repeat(tokens, 2, 1))
+        assert all(layer.cross is None for layer in one.values())
+        assert all(layer.cross_output is None for layer in two.values())
+        return [model.denoise(params, latents, t, bound) for bound in (one, two)]
+
+    one, two = run(params, latents, tokens)
+    assert relative_l2(one, two) <= BOUND
 
 
 def test_bfloat16_is_close_to_float32(case):
     low = AnimateAnyone(case.model.config, jnp.bfloat16)
     tokens, latents = case.tokens.numpy(), ours(case.latents)
-    outs = [
-        model.denoise(case.params, latents, np.array([5, 9]), model.bind(case.params, tokens))
-        for model in (case.model, low)
-    ]
-    assert outs[1].dtype == jnp.float32
-    assert 1e-4 < relative_l2(outs[1], outs[0]) < 3e-2
+    t = np.array([5, 9])
+
+    @jax.jit
+    def run(params, latents, tokens):
+        models = case.model, low
+        return [m.denoise(params, latents, t, m.bind(params, tokens)) for m in models]
+
+    high, low_result = run(case.params, latents, tokens)
+    assert low_result.dtype == jnp.float32
+    assert 1e-4 < relative_l2(low_result, high) < 3e-2
