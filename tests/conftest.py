@@ -2,18 +2,9 @@
 
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all of the suite's time is compilation, and small programs gain nothing from optimisation.
-# XLA refuses flags that it does not know, so newer versions do without.
-if version("jaxlib").startswith("0.10."):
-    fast_compilation = (
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-        " --xla_cpu_use_fusion_emitters=false"
-    )
-    os.environ.setdefault("XLA_FLAGS", fast_compilation)
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest  # noqa: E402
