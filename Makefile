@@ -9,7 +9,8 @@ PIP = $(BIN)/pip --disable-pip-version-check install --quiet --constraint constr
 demo: $(VENV)/.runtime
 	$(BIN)/animate-jax new tiny demo/model --overwrite
 	$(BIN)/animate-jax animate --model demo/model --reference docs/demo/reference.png \
-		--keypoints docs/demo/motion.npz --retarget none --side-by-side \
+		--reference-keypoints docs/demo/reference.npz --keypoints docs/demo/motion.npz \
+		--retarget bones --side-by-side \
 		--frames 40 --steps 8 --width 128 --height 192 --out demo/demo.mp4 --overwrite
 	@echo "Look at demo/demo.mp4: reference, motion, result."
 	@echo "The weights are random, so the result is noise; README.md says how to convert real ones."

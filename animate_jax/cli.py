@@ -1,53 +1,19 @@
 """`animate-jax`: one subcommand for each thing a user does.
 
-Bad input ends with one line and exit code 2, anything unexpected with one line and code 1;
-`--debug` shows the traceback. What a command needs is imported when it runs.
+What a command needs is imported when it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 
-from animate_jax.errors import UserError, UserNote
+from animate_jax.commands.run import run
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    _show_notes()
-    try:
-        options.run(options)
-    except UserError as error:
-        return _failed(options, error, f"error: {error}", 2)
-    except KeyboardInterrupt:
-        return _failed(options, None, "interrupted", 130)
-    except Exception as error:
-        text = " ".join(str(error).split())
-        return _failed(
-            options, error, f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
-        )
-    return 0
-
-
-def _failed(options, error, line, code):
-    if options.debug and error is not None:
-        raise error
-    _say(line)
-    return code
-
-
-def _show_notes():
-    usual = warnings.showwarning
-
-    def show(message, category, *place, **options):
-        if issubclass(category, UserNote):
-            _say(f"note: {message}")
-        else:
-            usual(message, category, *place, **options)
-
-    warnings.showwarning = show
+    return run(_parser().parse_args(arguments), "animate-jax")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -59,10 +25,6 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def _say(line):
-    print(f"animate-jax: {line}", file=sys.stderr)
-
-
 def _parser():
     parser = argparse.ArgumentParser(
         prog="animate-jax", description="Animate Anyone in JAX: a picture and a motion to a video."
@@ -71,7 +33,7 @@ def _parser():
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name, run, summary, group=commands):
+    def command(name, function, summary, group=commands):
         added = group.add_parser(
             name,
             help=summary,
@@ -79,7 +41,7 @@ def _parser():
             parents=[common],
             formatter_class=_Help,
         )
-        added.set_defaults(run=run)
+        added.set_defaults(run=function)
         return added
 
     _add_animate(command)

@@ -13,6 +13,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from animate_jax.errors import UserError
+
+
+def check_place(path: str | os.PathLike) -> None:
+    """Raises UserError unless a file or directory could be created at `path`."""
+    ancestor = Path(os.path.abspath(path)).parent
+    while not os.path.lexists(ancestor):
+        ancestor = ancestor.parent
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        raise UserError(
+            f"{path}: {ancestor} is no directory that can be written to; choose another"
+        )
+
 
 @contextmanager
 def replacing(path: str | os.PathLike, *, parents: bool = True) -> Iterator[Path]:
@@ -44,7 +57,7 @@ def replacing_directory(path: str | os.PathLike) -> Iterator[Path]:
     Missing parent directories are created; a directory that was there is replaced, so ask the user
     first. Raises OSError.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
     temporary, old = _beside(path, "part"), _beside(path, "old")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

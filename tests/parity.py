@@ -1,24 +1,11 @@
 """What the parity tests share: random PyTorch weights, their conversion, and the error measure."""
 
-import dataclasses
-
 import numpy as np
 import torch
+from flax.traverse_util import unflatten_dict
 
 from animate_jax.models.animate_anyone import AnimateAnyone
-from animate_jax.weights.mappings import tree_from_tensors
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    array: np.ndarray
-
-    @property
-    def shape(self):
-        return self.array.shape
-
-    def read(self):
-        return self.array
+from animate_jax.weights.mappings import check_names, from_torch, torch_shapes
 
 
 def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -33,13 +20,15 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module.eval()
 
 
-def convert(model: AnimateAnyone, component: str, state_dict: dict, ignore=()) -> dict:
+def convert(model: AnimateAnyone, component: str, state_dict: dict) -> dict:
     """The component's parameter tree from a PyTorch state dict; every key must be used."""
-    shapes = model.shapes(component)
-    tensors = {
-        k: Tensor(v.numpy()) for k, v in state_dict.items() if not k.startswith(tuple(ignore))
-    }
-    return tree_from_tensors(tensors, shapes, component)
+    shapes = torch_shapes(model.shapes(component))
+    check_names(state_dict, shapes, component)
+    leaves = {}
+    for name, (path, shape) in shapes.items():
+        assert tuple(state_dict[name].shape) == shape, name
+        leaves[path] = from_torch(path, state_dict[name].numpy())
+    return unflatten_dict(leaves)
 
 
 def relative_l2(ours, theirs) -> float:

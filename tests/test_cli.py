@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
 from animate_jax.cli import main
@@ -110,6 +111,16 @@ def test_an_animation_without_a_person_in_the_reference_says_so(
     error_of(capsys, code, "reference.png", "--retarget none")
 
 
+def test_a_portrait_is_animated_without_fitting(model, files, tmp_path, capsys, blazepose_models):
+    """BlazePose finds the face of a portrait, too little to measure a body."""
+    Image.fromarray(skimage.data.astronaut()[:220, 120:330]).save(tmp_path / "portrait.png")
+    out, portrait = tmp_path / "out.npy", ["--reference", str(tmp_path / "portrait.png")]
+    assert animate(model, files, out, *SMALL, *portrait) == 0
+    assert "not fitted to the reference: the reference picture shows" in capsys.readouterr().err
+    error_of(capsys, animate(model, files, out, *SMALL, *portrait, "--overwrite",
+                             "--retarget", "scale"), "shows too little")  # fmt: skip
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(model, files, tmp_path, capsys):
     out = tmp_path / "out" / "video.mp4"
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -123,6 +134,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(model, files, tmp_path, capsys
         (["--out", str(tmp_path / "video.avi")], ".avi"),
         (["--window", "4", "--overlap", "4"], "overlap"),
         (["--eta", "2"], "eta"),
+        (["--guidance", "nan"], "guidance"),
         (["--fps", "-1"], "frames per second"),
         (["--initial-noise", str(tmp_path / "other.npy")], "other.npy"),
     ]
@@ -222,3 +234,11 @@ def test_the_program_starts_quickly_and_has_help():
     code += "print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "convert" in done.stdout and done.stdout.strip().endswith("False")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(model, files, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code = animate(model, files, tmp_path / "file" / "out.mp4", *SMALL, "--retarget", "none")
+    error_of(capsys, code, "is no directory")
+    error_of(capsys, main(["new", "tiny", str(tmp_path / "file" / "m")]), "is no directory")
+    error_of(capsys, main(["export", "moore", model, str(tmp_path / "file" / "m")]), "no directory")

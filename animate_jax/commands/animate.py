@@ -7,9 +7,11 @@ import warnings
 import numpy as np
 
 from animate_jax.commands.motion import driving_motion
+from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError, UserNote
 from animate_jax.inference.pipeline import AnimateAnyonePipeline, rounded_size
 from animate_jax.inference.preprocessing import resize, skeleton_pixels
+from animate_jax.inference.windows import make_windows
 from animate_jax.pose.render import draw_skeletons
 from animate_jax.video.reading import read_image
 from animate_jax.video.writing import check_output, exact_rate, side_by_side, write_video
@@ -28,8 +30,10 @@ def animate(options) -> None:
     picture = read_image(options.reference)
     noise = _initial_noise(options.initial_noise)
     size = _video_size(options, picture, config)
+    sampling_steps(config.schedule, options.steps, options.sampler, options.eta)
+    make_windows(options.frames or 1, options.window, options.overlap, options.windows)
 
-    motion, fps = driving_motion(options, picture, size)
+    motion, fps = driving_motion(options, picture, size, config.preprocessing.pose)
     fps = options.fps or fps
     print(f"loading {options.model}")
     pipeline = AnimateAnyonePipeline.from_pretrained(options.model, options.dtype)

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from animate_jax.errors import UserError, UserNote
+from animate_jax.files import check_place
+from animate_jax.inference.preprocessing import resize
 from animate_jax.pose.estimate import estimate_keypoints, estimate_picture, load_estimator
 from animate_jax.pose.keypoints import Keypoints, load_keypoints
 from animate_jax.pose.retarget import retarget
 from animate_jax.video.reading import probe_video, read_frames
+
+_SIZES = ("driving_size", "target_size", "reference_size")
 
 
 def pose(options) -> None:
@@ -22,23 +26,27 @@ def pose(options) -> None:
         raise UserError(f"{out}: keypoints are kept in .npz files; end the name in .npz")
     if out.exists() and not options.overwrite:
         raise UserError(f"{out}: exists; choose another name or add --overwrite")
+    check_place(out)
     keypoints = _keypoints_of_video(options.video, options, _estimator(options))
     keypoints.save(out)
     seen = (keypoints.points[..., 2] > 0).any(1)
     print(f"wrote {out}: {len(seen)} frames, the person is seen in {seen.sum()}")
 
 
-def driving_motion(options, picture: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
+def driving_motion(
+    options, picture: np.ndarray, size: tuple[int, int], resample: str
+) -> tuple[np.ndarray, float]:
     """What the pipeline takes as motion, and its frames per second.
 
     Keypoints (frames, 134, 3) in pixels of the video of `size` (width, height), retargeted to the
-    person in the reference picture (H, W, 3); for --pose-video the drawn frames as they are.
+    person in the reference picture (H, W, 3); for --pose-video the drawn frames, resized.
     """
     if options.pose_video:
         if options.retarget not in (None, "none"):
             raise UserError("--retarget needs keypoints; drawn skeletons are taken as they are")
         frames = read_frames(options.pose_video, stride=options.stride, limit=options.frames)
-        return np.stack(list(frames)), probe_video(options.pose_video).fps / options.stride
+        frames = np.stack([resize(frame, *size, resample) for frame in frames])
+        return frames, probe_video(options.pose_video).fps / options.stride
     if options.driving:
         estimator = _estimator(options)
         mode, reference = _reference(options, picture, lambda: estimator)
@@ -46,14 +54,18 @@ def driving_motion(options, picture: np.ndarray, size: tuple[int, int]) -> tuple
     else:
         keypoints = _keypoints_from_file(options)
         mode, reference = _reference(options, picture, lambda: _estimator(options))
-    points = retarget(
-        keypoints.points,
-        reference,
-        mode,
+    sizes = dict(
         driving_size=(keypoints.width, keypoints.height),
         target_size=size,
         reference_size=(picture.shape[1], picture.shape[0]),
     )
+    try:
+        points = retarget(keypoints.points, reference, mode, **sizes)
+    except UserError as error:
+        if options.retarget:
+            raise
+        _note_unfitted(error)
+        points = retarget(keypoints.points, None, "none", **sizes)
     return points, keypoints.fps
 
 
@@ -86,7 +98,8 @@ def _keypoints_from_file(options) -> Keypoints:
 def _reference(options, picture, estimator):
     """The retargeting mode and the reference's pose (134, 3) in its pixels, given or found.
 
-    Without --retarget the mode is `scale`, or `none`, with a note, where there is no such pose.
+    Without --retarget the mode is `scale`, or `none`, with a note, where there is no such pose, or
+    too little of it to measure.
     """
     mode = options.retarget or "scale"
     if mode == "none":
@@ -95,12 +108,20 @@ def _reference(options, picture, estimator):
         given = load_keypoints(options.reference_keypoints)
         scale = np.array([picture.shape[1] / given.width, picture.shape[0] / given.height, 1])
         return mode, (given.points[0] * scale).astype(np.float32)
+    size = picture.shape[1], picture.shape[0]
     try:
-        return mode, estimate_picture(picture, estimator())
+        points = estimate_picture(picture, estimator())
+        # Measured against itself: what cannot be measured is known before the long work.
+        retarget(points[None], points, mode, **dict.fromkeys(_SIZES, size))
+        return mode, points
     except UserError as error:
         if options.retarget:
             raise UserError(
                 f"{options.reference}: {error}; or give --reference-keypoints, or --retarget none"
             ) from error
-        warnings.warn(f"the motion is not fitted to the reference: {error}", UserNote, stacklevel=2)
+        _note_unfitted(error)
         return "none", None
+
+
+def _note_unfitted(error):
+    warnings.warn(f"the motion is not fitted to the reference: {error}", UserNote, stacklevel=3)

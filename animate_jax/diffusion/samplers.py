@@ -47,6 +47,8 @@ def sampling_steps(
     if not 0 <= eta <= 1 or (eta and sampler != "ddim"):
         raise UserError(f"eta is {eta}; it can be 0 to 1, and only ddim takes it")
     timesteps = sampling_timesteps(schedule, steps, sampler)
+    if timesteps[0] >= schedule.num_train_timesteps or (np.diff(timesteps) >= 0).any():
+        raise UserError(f"{steps} steps are too many for {sampler} here; take fewer")
     if sampler == "ddim":
         coefficients = _ddim(schedule, timesteps, steps, eta)
     else:

@@ -128,5 +128,5 @@ def offset_noise(key: jax.Array, shape: tuple[int, ...], strength: float = 0.05)
     """
     key_noise, key_offset = jax.random.split(key)
     offset_shape = (shape[0],) + (1,) * (len(shape) - 2) + (shape[-1],)
-    noise = jax.random.normal(key_noise, shape)
-    return noise + strength * jax.random.normal(key_offset, offset_shape)
+    noise = jax.random.normal(key_noise, shape, jnp.float32)
+    return noise + strength * jax.random.normal(key_offset, offset_shape, jnp.float32)

@@ -37,7 +37,7 @@ class AnimateAnyonePipeline:
 
     def __init__(self, config: ModelConfig, params: dict, dtype=None):
         self.model = AnimateAnyone(config, default_dtype(dtype))
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params = jax.tree.map(lambda x: jnp.asarray(x, self.model.dtype), params)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, dtype=None) -> AnimateAnyonePipeline:
@@ -92,6 +92,9 @@ class AnimateAnyonePipeline:
         self._check_window(min(window, frames))
         windows = make_windows(frames, window, overlap, windows)
         table = sampling_steps(self.model.config.schedule, steps, sampler, eta)
+        guidance = np.float32(guidance)  # one type, so that no other value compiles anew
+        if not np.isfinite(guidance) or not 0 <= seed < 2**32:
+            raise UserError(f"guidance {guidance} has to be finite, seed {seed} 0 to {2**32 - 1}")
         key = jax.random.key(seed)
         noise = self._noise(key, frames, width, height, initial_noise)
         chunk = max(1, min(CHUNK_PIXELS // (width * height), frames, window))
@@ -146,9 +149,7 @@ class AnimateAnyonePipeline:
                 f"motion has shape {motion.shape}; it can be keypoints (frames, {POINTS}, 3) or "
                 "drawn skeletons (frames, height, width, 3)"
             )
-        floating = np.issubdtype(motion.dtype, np.floating)
-        if not (floating and motion.min() >= 0 and motion.max() <= 1) and motion.dtype != np.uint8:
-            raise UserError("drawn skeletons have to be uint8, or floats in [0, 1]")
+        motion = _unit_range(motion, "drawn skeletons")
         resample = self.model.config.preprocessing.pose
         return motion, lambda part: np.stack(
             [skeleton_pixels(frame, width, height, resample) for frame in part]
@@ -179,14 +180,19 @@ def default_dtype(dtype=None):
     """The jnp dtype meant by "float32", "bfloat16", a dtype, or None (by backend)."""
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    dtype = jnp.dtype(dtype)
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError:
+        pass
     if dtype not in (jnp.float32, jnp.bfloat16):
-        raise UserError(f"dtype is {dtype.name}; it can be float32 or bfloat16")
+        raise UserError(f"dtype is {dtype}; it can be float32 or bfloat16")
     return dtype
 
 
 def rounded_size(width: int, height: int, multiple: int) -> tuple[int, int]:
     """The nearest sizes above 0 that are divisible by `multiple`; warns where they change."""
+    if min(width, height) < 1:
+        raise UserError(f"a video of {width}x{height} pixels is not possible")
     sizes = tuple(max(1, math.floor(size / multiple + 0.5)) * multiple for size in (width, height))
     if sizes != (width, height):
         warnings.warn(
@@ -240,6 +246,17 @@ def picture_array(reference) -> np.ndarray:
     picture = np.asarray(reference)
     if picture.ndim != 3 or picture.shape[-1] != 3 or 0 in picture.shape:
         raise UserError(f"the reference has shape {picture.shape}; a picture is (height, width, 3)")
-    if np.issubdtype(picture.dtype, np.floating):
-        return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-    return picture.astype(np.uint8)
+    picture = _unit_range(picture, "the reference")
+    return picture if picture.dtype == np.uint8 else np.round(picture * 255).astype(np.uint8)
+
+
+def _unit_range(pictures: np.ndarray, what: str) -> np.ndarray:
+    """uint8 as it is, or any kind of float as float32, which has to lie in [0, 1]."""
+    if pictures.dtype == np.uint8:
+        return pictures
+    if not jnp.issubdtype(pictures.dtype, jnp.floating):
+        raise UserError(f"{what} cannot be {pictures.dtype}; give uint8, or floats in [0, 1]")
+    pictures = pictures.astype(np.float32)
+    if not (pictures.min() >= -1e-3 and pictures.max() <= 1 + 1e-3):  # NaN too is refused
+        raise UserError(f"{what} as floats have to lie in [0, 1]")
+    return np.clip(pictures, 0, 1)

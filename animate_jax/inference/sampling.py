@@ -7,7 +7,6 @@ through one compiled function, so neither compilation nor device memory depends 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 
 import jax
@@ -22,7 +21,7 @@ from animate_jax.models.animate_anyone import AnimateAnyone
 @functools.partial(jax.jit, static_argnames="shape")
 def frame_noise(key: jax.Array, frame: jax.Array, *, shape: tuple[int, ...]) -> jax.Array:
     """Gaussian noise of one frame, which does not depend on how many frames there are."""
-    return jax.random.normal(jax.random.fold_in(key, frame), shape)
+    return jax.random.normal(jax.random.fold_in(key, frame), shape, jnp.float32)
 
 
 def step_key(key: jax.Array, index) -> jax.Array:
@@ -35,29 +34,30 @@ def video_noise(key: jax.Array, frames: int, shape: tuple[int, ...]) -> np.ndarr
     return np.stack([frame_noise(key, np.int32(i), shape=shape) for i in range(frames)])
 
 
-@functools.partial(jax.jit, static_argnames=("model", "stochastic", "on_step"))
+@functools.partial(jax.jit, static_argnames=("model", "stochastic"))
 def sample_clip(
     model: AnimateAnyone,
     params,
-    noise: jax.Array,
+    state: tuple[jax.Array, jax.Array],
     bound,
     pose_features: jax.Array,
     steps: Steps,
+    first_step,
     guidance,
     key: jax.Array,
     *,
     stochastic: bool = False,
-    on_step=None,
-) -> jax.Array:
-    """Latents (1, F, h, w, C) of one clip from noise of that shape.
+) -> tuple[jax.Array, jax.Array]:
+    """Takes the given steps with one clip, as one scan.
 
+    state: latents and the last predicted sample, (1, F, h, w, C) each; noise and zeros at first.
     bound has 2 rows for guidance, the unconditional first, or 1 row without. `steps` is a table of
-    n rows. `stochastic` adds the sampler's noise (DDIM's eta), keyed like `frame_noise`.
-    on_step: called on the host with the index of every finished step.
+    n rows, of which the first is step number `first_step`. `stochastic` adds the sampler's noise
+    (DDIM's eta), keyed like `frame_noise`. Returns the state after the steps.
     """
 
-    def body(carry, row):
-        x, previous = carry
+    def body(state, row):
+        x, previous = state
         index, coefficients = row
         out = model.guided_denoise(
             params, x, coefficients.timesteps, bound, pose_features, guidance
@@ -66,33 +66,10 @@ def sample_clip(
         if stochastic:
             draw = functools.partial(frame_noise, step_key(key, index), shape=x.shape[2:])
             gaussian = jax.vmap(draw)(jnp.arange(x.shape[1]))[None]
-        if on_step is not None:
-            jax.debug.callback(on_step, index)
         return step(coefficients, x, out, previous, gaussian), None
 
-    rows = jnp.arange(len(steps.timesteps)), steps
-    (x, _), _ = jax.lax.scan(body, (noise, jnp.zeros_like(noise)), rows)
-    return x
-
-
-class StepProgress:
-    """A progress bar for `sample_clip`, which is compiled with the object that it calls."""
-
-    def __init__(self):
-        self.bar = None
-
-    def __call__(self, index):
-        self.bar.update()
-
-    @contextlib.contextmanager
-    def counting(self, steps: int):
-        with tqdm(total=steps, desc="sampling", unit="step") as self.bar:
-            yield self
-            jax.effects_barrier()
-
-
-# One for all clips, so that none is compiled anew to show its progress.
-STEP_PROGRESS = StepProgress()
+    rows = first_step + jnp.arange(len(steps.timesteps)), steps
+    return jax.lax.scan(body, state, rows)[0]
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -164,10 +141,19 @@ def sample(
 
     pose_features (F, h, w, channels); windows as from `make_windows`; the rest as `sample_clip`.
     """
-    known = model, params, noise, bound, pose_features, steps, guidance, key
     if len(windows[0]) > 1:
+        known = model, params, noise, bound, pose_features, steps, guidance, key
         return sample_video(*known, windows, stochastic=stochastic, progress=progress)
-    counting = STEP_PROGRESS.counting(len(steps.timesteps))
-    with counting if progress else contextlib.nullcontext() as on_step:
-        clip = model, params, noise[None], bound, pose_features[None], steps, guidance, key
-        return np.asarray(sample_clip(*clip, stochastic=stochastic, on_step=on_step)[0])
+    state, pose = (noise[None], np.zeros_like(noise[None])), jnp.asarray(pose_features[None])
+    count = len(steps.timesteps)
+    # To show progress the scan is cut into equal parts, so that one program serves all.
+    part = max(n for n in range(1, count + 1) if count % n == 0 and n <= max(1, count // 10))
+    part = part if progress else count
+    with tqdm(total=count, desc="sampling", unit="step", disable=not progress) as bar:
+        for first in range(0, count, part):
+            rows = Steps(*(column[first : first + part] for column in steps))
+            known = bound, pose, rows, np.int32(first), guidance, key
+            state = sample_clip(model, params, state, *known, stochastic=stochastic)
+            jax.block_until_ready(state)
+            bar.update(part)
+    return np.asarray(state[0][0])

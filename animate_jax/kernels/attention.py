@@ -89,10 +89,20 @@ def _weigh(weights, value):
 
 def temporal_attention(query, key, value, heads: int):
     """Self-attention along the frames, one sequence a pixel: (B, F, N, C) thrice -> the same."""
-    channels = query.shape[-1]
+    batch, frames, pixels, channels = query.shape
     split = functools.partial(_split_heads, heads=heads)
     query, key, value = split(query) * (channels // heads) ** -0.5, split(key), split(value)
+    if 4 * batch * pixels * heads * frames**2 <= SCORE_BYTES:
+        out = _attend_in_time(query, key, value)
+    else:
+        block = max(1, SCORE_BYTES // (4 * batch * heads * frames**2))
+        by_pixel = [jnp.moveaxis(x, 2, 0) for x in (query, key, value)]
+        one = jax.checkpoint(lambda rows: _attend_in_time(*(x[:, :, None] for x in rows))[:, :, 0])
+        out = jnp.moveaxis(jax.lax.map(one, by_pixel, batch_size=block), 0, 2)
+    return out.reshape(query.shape[:3] + (channels,))
+
+
+def _attend_in_time(query, key, value):
     scores = jnp.einsum("bfnhd,bgnhd->bnhfg", query, key, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores).astype(value.dtype)
-    out = jnp.einsum("bnhfg,bgnhd->bfnhd", weights, value)
-    return out.reshape(*out.shape[:-2], channels)
+    return jnp.einsum("bnhfg,bgnhd->bfnhd", weights, value)

@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
 from animate_jax.errors import UserError
-from animate_jax.files import replacing, replacing_directory
+from animate_jax.files import check_place, replacing, replacing_directory
 
 # Without cpu-independent, x264 writes slightly different files from the same frames.
 ENCODERS = {
@@ -40,6 +40,7 @@ SUFFIXES = (*ENCODERS, ".gif", ".npy")
 def check_output(path: str | os.PathLike, overwrite: bool = False) -> None:
     """Raises UserError when write_video could not write to `path`; call it before long work."""
     target, kind = _target(path)
+    check_place(target)
     if kind == "pictures":
         if not target.exists():
             return

@@ -21,7 +21,7 @@ from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
 from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import COMPONENTS
 from animate_jax.weights import sizes
-from animate_jax.weights.config_files import read_json
+from animate_jax.weights.config_files import find_options, read_json
 from animate_jax.weights.model_directory import (
     MOTION,
     check_target,
@@ -166,8 +166,13 @@ def _new_motion(motion: Source, heads: int, seed: int) -> tuple[MotionConfig, Pa
     if motion == "new":
         return MotionConfig(heads=heads), Part({}, "new motion modules", fresh=".*", seed=seed)
     path = resolve_source(str(motion))
+    options, where = find_options(path)  # only a diffusers MotionAdapter has them
+    heads = options.get("motion_num_attention_heads", heads)
+    groups = options.get("motion_norm_num_groups", MotionConfig.norm_groups)
+    if type(heads) is not int or type(groups) is not int:
+        raise UserError(f"{where}: heads {heads!r} or groups {groups!r} are no whole numbers")
     part = Part(rename_motion_modules(open_state_dict(path)), str(path))
-    return sizes.motion_config(part.tensors, part.what, heads), part
+    return sizes.motion_config(part.tensors, part.what, heads, groups), part
 
 
 def _new_guider(

@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 
 from animate_jax.config import ModelConfig
 from animate_jax.errors import UserError
-from animate_jax.files import replacing_directory
+from animate_jax.files import check_place, replacing_directory
 from animate_jax.models.animate_anyone import COMPONENTS
 from animate_jax.weights.config_files import (
     autoencoder_options,
@@ -101,6 +101,7 @@ def _in_torch_axes(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
+    check_place(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / _FILES["denoising_unet"]).is_file():

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from animate_jax.errors import UserError
 
@@ -52,26 +52,6 @@ def torch_shapes(tree: Mapping) -> dict[str, tuple[tuple[str, ...], tuple[int, .
             shape = (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
         shapes[torch_name(path)] = path, shape
     return shapes
-
-
-def tree_from_tensors(tensors: Mapping, shapes: Mapping, what: str) -> dict:
-    """The parameter tree whose shapes are given, read tensor by tensor from PyTorch ones.
-
-    tensors: {PyTorch name: object with `shape` and `read()`}. Raises UserError naming the first
-    missing, surplus or misshapen key; `what` says where the tensors come from.
-    """
-    expected = torch_shapes(shapes)
-    check_names(tensors, expected, what)
-    leaves = {}
-    for name, (_, shape) in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise UserError(
-                f"{what}: {name} has shape {tuple(tensors[name].shape)}, expected {shape}; "
-                "is it from another architecture?"
-            )
-    for name, (path, _) in expected.items():
-        leaves[path] = from_torch(path, tensors[name].read())
-    return unflatten_dict(leaves)
 
 
 def check_names(found: Mapping, expected: Mapping, what: str) -> None:

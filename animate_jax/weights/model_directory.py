@@ -73,6 +73,8 @@ def check_target(path: str | os.PathLike, overwrite: bool = False) -> epath.Path
     directory always, a model directory if `overwrite`.
     """
     target = directory_path(path)
+    if _is_local(target):
+        files.check_place(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return target
     if not (target / CONFIG).exists():
@@ -97,6 +99,13 @@ def save_model(
     overwritten; ValueError where names or shapes are not those of `config`.
     """
     target = check_target(path, overwrite)
+    try:
+        _save_components(target, config, components)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def _save_components(target, config, components):
     with _writing(target) as directory:
         written = []
         for name, tree in components:
@@ -240,7 +249,11 @@ def _writing(target: epath.Path) -> Iterator[epath.Path]:
 
 def _can_rename(target: epath.Path) -> bool:
     """Not in a bucket, and not where several processes would have to agree on a temporary name."""
-    return "://" not in os.fspath(target) and jax.process_count() == 1
+    return _is_local(target) and jax.process_count() == 1
+
+
+def _is_local(target: epath.Path) -> bool:
+    return "://" not in os.fspath(target)
 
 
 def _wait_for_all(what: str, target: epath.Path) -> None:

@@ -68,13 +68,13 @@ _MOTION_PARTS = {
 def split_single_file(tensors: Mapping[str, LazyTensor]) -> dict[str, StateDict]:
     """The UNet ("unet") and autoencoder ("vae") of a single-file checkpoint, by diffusers' names.
 
-    The text encoder, averaged copies of the weights and the noise schedule are left out.
+    A part that the file does not hold is absent. The text encoder, averaged copies of the weights
+    and the noise schedule are left out.
     """
     unet, autoencoder = _below(_UNET, tensors), _below(_AUTOENCODER, tensors)
-    if not unet or not autoencoder:
-        missing = _AUTOENCODER if unet else _UNET
-        raise UserError(f"the checkpoint is no single-file Stable Diffusion: it lacks {missing}*")
-    return {"unet": rename_unet(unet), "vae": rename_autoencoder(autoencoder)}
+    parts = {"unet": unet and rename_unet(unet)}
+    parts["vae"] = autoencoder and rename_autoencoder(autoencoder)
+    return {name: part for name, part in parts.items() if part}
 
 
 def rename_unet(tensors: Mapping[str, LazyTensor]) -> StateDict:

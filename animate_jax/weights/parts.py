@@ -124,13 +124,17 @@ def open_base(path: Path) -> tuple[Part, Part | None]:
     if not any(name.startswith(_SINGLE_FILE) for name in tensors):
         return open_unet(path), None
     split = split_single_file(tensors)
-    return Part(split["unet"], f"{path} (UNet)"), Part(split["vae"], f"{path} (autoencoder)")
+    autoencoder = Part(split["vae"], f"{path} (autoencoder)") if "vae" in split else None
+    return Part(split["unet"], f"{path} (UNet)"), autoencoder
 
 
 def open_autoencoder(path: Path) -> Part:
-    """An autoencoder from a diffusers folder, or from a file of one by old or current names."""
+    """An autoencoder from a diffusers folder, a file of one, or a single-file checkpoint."""
     options, where = find_options(path)
-    return Part(rename_autoencoder(open_state_dict(path)), str(path), options, where)
+    tensors = open_state_dict(path)
+    whole = split_single_file(tensors)
+    tensors = whole["vae"] if "vae" in whole else rename_autoencoder(tensors)
+    return Part(tensors, str(path), options, where)
 
 
 def open_image_encoder(path: Path) -> Part:

@@ -67,8 +67,13 @@ def unet_config(tensors: Mapping, what: str, options: Mapping[str, Any], where: 
     return config
 
 
-def motion_config(tensors: Mapping, what: str, heads: int) -> MotionConfig:
-    """The motion modules of a UNet; shapes do not show the heads, 8 in all that is published."""
+def motion_config(
+    tensors: Mapping, what: str, heads: int, groups: int = MotionConfig.norm_groups
+) -> MotionConfig:
+    """The motion modules of a UNet.
+
+    Shapes do not show the heads and groups of norms, 8 and 32 in all that is published.
+    """
     module = "down_blocks.0.motion_modules.0.temporal_transformer"
     block = f"{module}.transformer_blocks"
     channels = _shape(tensors, f"{module}.proj_in.weight", what, 2)[0]
@@ -78,6 +83,7 @@ def motion_config(tensors: Mapping, what: str, heads: int) -> MotionConfig:
         transformer_blocks=_count(tensors, block),
         attentions=_count(tensors, f"{block}.0.attention_blocks"),
         max_frames=positions[1],
+        norm_groups=groups,
         mid_block=_count(tensors, "mid_block.motion_modules") > 0,
     )
     check_motion(config, (channels,), what)

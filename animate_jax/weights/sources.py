@@ -52,10 +52,16 @@ def open_state_dict(path: str | Path, names: Sequence[str] = ()) -> dict[str, La
         path = _pick(path, tuple(names))
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; give a weight file or a folder with one")
-    kind = _sniff(path)
-    if kind == "index":
-        return _open_shards(path)
-    return read_safetensors_file(path) if kind == "safetensors" else read_torch_file(path)
+    read = {"index": _open_shards, "safetensors": read_safetensors_file}
+    return _without_prefix(read.get(_sniff(path), read_torch_file)(path))
+
+
+def _without_prefix(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Without what DistributedDataParallel and torch.compile put before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+    return tensors
 
 
 def resolve_source(text: str, *, patterns: Iterable[str] | None = None) -> Path:

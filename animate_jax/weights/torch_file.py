@@ -7,7 +7,6 @@ the file is ever run. `write_torch_file` is the way back.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,7 +110,7 @@ def read_torch_file(path: str | Path) -> dict[str, LazyTensor]:
     windows = _find_state_dict(path, value)
     return {
         name: _lazy(path, name, window, entries.get(f"{root}data/{window.storage.key}"), byteorder)
-        for name, window in _strip_module(windows).items()
+        for name, window in windows.items()
     }
 
 
@@ -239,11 +238,6 @@ def _is_wrapped(value: Any) -> bool:
     return _holds_tensors(value) or (
         type(value) is dict and any(_holds_tensors(value.get(key)) for key in _WRAPPERS)
     )
-
-
-def _strip_module(windows: Mapping[str, _Window]) -> dict[str, _Window]:
-    shared = all(name.startswith("module.") for name in windows)
-    return {name.removeprefix("module.") if shared else name: w for name, w in windows.items()}
 
 
 def _lazy(

@@ -116,14 +116,12 @@ def test_scan_equals_steps_from_the_host(prepared, sampler, eta):
     model, params, noise, bound, pose = prepared
     steps = sampling_steps(model.config.schedule, 4, sampler, eta)
     key = jax.random.key(3)
-    scanned = sampling.sample_clip(
-        model, params, noise[None], bound, pose[None], steps, GUIDANCE, key, stochastic=eta > 0
-    )[0]
     windows = np.arange(6)[None], np.ones((1, 6), np.float32)
-    stepped = sampling.sample_video(
-        model, params, noise, bound, pose, steps, GUIDANCE, key, windows,
-        stochastic=eta > 0, progress=False,
-    )  # fmt: skip
+    known = model, params, noise, bound, pose, steps, np.float32(GUIDANCE), key, windows
+    scanned = sampling.sample(*known, stochastic=eta > 0, progress=False)
+    in_parts = sampling.sample(*known, stochastic=eta > 0, progress=True)
+    assert relative_l2(in_parts, scanned) <= 1e-5
+    stepped = sampling.sample_video(*known, stochastic=eta > 0, progress=False)
     assert relative_l2(scanned, stepped) <= 1e-5
 
 
@@ -144,8 +142,8 @@ def test_nothing_constant_is_computed_in_the_scan(prepared):
     once = flops(denoise, params, twice[0], bound, twice[1])
 
     def scan(params, latents, bound, pose, steps):
-        key = jax.random.key(0)
-        return sampling.sample_clip(model, params, latents, bound, pose, steps, 3.5, key)
+        key, state = jax.random.key(0), (latents, jnp.zeros_like(latents))
+        return sampling.sample_clip(model, params, state, bound, pose, steps, 0, 3.5, key)
 
     whole = flops(scan, params, latents, bound, pose[None], steps)
     # XLA counts the body of a loop once. Guidance and the sampler are a few products per latent.
@@ -221,6 +219,7 @@ def test_references_in_every_form_are_the_same(pipeline, reference, tmp_path):
         tmp_path / "reference.png",
         np.asarray(reference),
         np.asarray(reference) / 255.0,
+        jnp.asarray(np.asarray(reference) / 255.0),
     )
     for form in forms:
         np.testing.assert_array_equal(run(pipeline, form, 2, steps=1), expected)
@@ -248,6 +247,8 @@ def test_bfloat16_is_close(pipeline, reference):
         (dict(window=4, overlap=4), "overlap"),
         (dict(windows="round"), "windows"),
         (dict(sampler="euler"), "sampler"),
+        (dict(guidance=float("nan")), "guidance"),
+        (dict(seed=-1), "seed"),
         (dict(initial_noise=np.zeros((2, 8, 8, 4))), "noise"),
     ],
 )
@@ -261,6 +262,14 @@ def test_bad_motions_and_sizes(pipeline, reference):
     for motion in (np.zeros((2, 17, 3)), np.zeros((0, 134, 3)), np.full((1, 8, 8, 3), 2.0)):
         with pytest.raises(UserError):
             pipeline(reference, motion, width=WIDTH, height=HEIGHT, steps=1, progress=False)
+    picture = np.asarray(reference)
+    for wrong in (picture * 1.0, picture.astype(int), picture / 127.5 - 1, picture * np.nan):
+        with pytest.raises(UserError, match="the reference"):
+            run(pipeline, wrong, 1)
+    with pytest.raises(UserError, match="0x64"):
+        pipeline(reference, inputs(1)[0], width=0, height=64)
+    with pytest.raises(UserError, match="dtype"):
+        AnimateAnyonePipeline(pipeline.model.config, {}, "half")
     with pytest.warns(UserNote, match="80x64"):
         skeletons, _ = inputs(2)
         out = pipeline(reference, skeletons, width=77, height=61, steps=1, progress=False)

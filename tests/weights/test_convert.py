@@ -406,6 +406,40 @@ def test_single_file_controlnet_and_animatediff(stable_diffusion, moore_layout, 
     assert_holds(params["pose_guider"], body)
 
 
+def test_a_file_of_the_unet_alone_with_the_autoencoder_of_another(stable_diffusion, tmp_path):
+    folder, models = stable_diffusion
+    files = {
+        "unet": {f"model.diffusion_model.{n}": t for n, t in single_file_unet(
+            models["unet"]).items()},
+        "vae": {f"first_stage_model.{n}": t for n, t in single_file_autoencoder(
+            models["vae"]).items()},
+    }  # fmt: skip
+    for name, tensors in files.items():
+        torch.save(tensors, tmp_path / f"{name}.ckpt")
+    given = dict(image_encoder=folder / "image_encoder")
+    with pytest.raises(UserError, match="give vae"):
+        sd15(tmp_path / "unet.ckpt", tmp_path / "m", **given)
+    sd15(tmp_path / "unet.ckpt", tmp_path / "m", vae=tmp_path / "vae.ckpt", **given)
+    _, params = load_model(tmp_path / "m", components=["autoencoder", "denoising_unet"])
+    assert_holds(params["autoencoder"], models["vae"].state_dict())
+    assert_holds(params["denoising_unet"], models["unet"].state_dict())
+
+
+def test_a_motion_adapter_tells_its_heads_and_groups(stable_diffusion, tmp_path):
+    folder, _ = stable_diffusion
+    adapter = diffusers.MotionAdapter(
+        block_out_channels=(32, 64, 64, 64),
+        motion_layers_per_block=1,
+        motion_mid_block_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=16,
+    )
+    adapter.save_pretrained(tmp_path / "adapter")
+    sd15(folder, tmp_path / "m", motion=tmp_path / "adapter")
+    motion = read_config(tmp_path / "m").denoising_unet.motion
+    assert (motion.heads, motion.norm_groups) == (2, 16)
+
+
 def test_new_motion_modules_change_nothing_at_first_and_depend_on_the_seed(
     stable_diffusion, tmp_path
 ):

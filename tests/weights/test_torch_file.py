@@ -141,7 +141,7 @@ def test_archives_saved_without_checksums_read(tmp_path):
         lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"lr": [1e-5], "m": (2, 3)}},
         lambda state: {"model": state, "step": torch.tensor(4)},
         lambda state: {"epoch": 1, "model": {"state_dict": state}},
-        lambda state: {"params": {f"module.{name}": t for name, t in state.items()}},
+        lambda state: {"params": state},
         lambda state: {**state, "epoch": 3, "lr": 0.1, "note": "text", "nothing": None},
     ],
 )
@@ -149,12 +149,6 @@ def test_the_state_dict_is_found(tmp_path, wrap):
     state = {"conv.weight": some("float32", 2, 3), "conv.bias": some("float32", 2)}
     torch.save(wrap(state), tmp_path / "w.ckpt")
     assert_equal(read_torch_file(tmp_path / "w.ckpt"), state)
-
-
-def test_module_stays_where_not_every_name_has_it(tmp_path):
-    state = {"module.a": some("float32", 2), "b": some("float32", 2)}
-    torch.save(state, tmp_path / "w.pth")
-    assert_equal(read_torch_file(tmp_path / "w.pth"), state)
 
 
 def test_a_storage_that_unpacks_to_less_than_it_says_is_an_error(tmp_path):

@@ -1,0 +1,51 @@
+"""How a command ends: bad input with one line and exit code 2, a bug with one line and code 1."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+
+from animate_jax.errors import UserError, UserNote
+
+
+def run(options: argparse.Namespace, program: str) -> int:
+    """Calls `options.run(options)` and returns the exit code; `options.debug` shows tracebacks."""
+
+    def say(line):
+        print(f"{program}: {line}", file=sys.stderr)
+
+    def failed(error, line, code):
+        if options.debug:
+            raise error
+        say(line)
+        return code
+
+    try:
+        with warnings.catch_warnings():
+            _show_notes(say)
+            options.run(options)
+    except UserError as error:
+        return failed(error, f"error: {error}", 2)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        sys.stdout = None  # or Python complains once more when it ends
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except Exception as error:
+        text = " ".join(str(error).split())
+        line = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+        return failed(error, line, 1)
+    return 0
+
+
+def _show_notes(say):
+    usual = warnings.showwarning
+
+    def show(message, category, *place, **options):
+        if issubclass(category, UserNote):
+            say(f"note: {message}")
+        else:
+            usual(message, category, *place, **options)
+
+    warnings.showwarning = show
