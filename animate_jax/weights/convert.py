@@ -8,13 +8,13 @@ no more than a few tensors in memory.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from tqdm import tqdm
 
 from animate_jax.config import ModelConfig, MotionConfig, PoseGuiderConfig, UNetConfig
 from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
@@ -306,11 +306,12 @@ def _save(
             leaves |= parts[item].leaves(component, shapes, dtype and np.dtype(dtype))
         trees[component] = leaves
 
-    def components():
-        for component, leaves in trees.items():
-            if progress:
-                size = sum(leaf.nbytes for leaf in leaves.values())
-                print(f"writing {component} ({size / 1e6:.1f} MB)", file=sys.stderr, flush=True)
-            yield component, unflatten_dict(leaves)
-
-    save_model(out, config, components(), overwrite=overwrite)
+    total = sum(leaf.nbytes for leaves in trees.values() for leaf in leaves.values())
+    with tqdm(
+        total=total, desc="converting", unit="B", unit_scale=True, disable=not progress
+    ) as bar:
+        components = (
+            (name, unflatten_dict({path: leaf.counted(bar) for path, leaf in leaves.items()}))
+            for name, leaves in trees.items()
+        )
+        save_model(out, config, components, overwrite=overwrite)

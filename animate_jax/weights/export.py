@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from tqdm import tqdm
 
 from animate_jax.config import ModelConfig
 from animate_jax.errors import UserError
@@ -40,7 +42,11 @@ _FILES = {
 
 
 def export_moore(
-    model: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool = False
+    model: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
 ) -> None:
     """Write the model directory `model` as the files that `convert_moore` reads.
 
@@ -63,8 +69,14 @@ def export_moore(
     for component in COMPONENTS:
         parts |= stored_leaves(model, config, component)
     directory = directory_path(model)
+    total = sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaves in parts.values()
+        for leaf in leaves.values()
+    )
+    bar = tqdm(total=total, desc="exporting", unit="B", unit_scale=True, disable=not progress)
     try:
-        with replacing_directory(target) as temporary:
+        with bar, replacing_directory(target) as temporary:
             for name, options in _descriptions(config).items():
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 (temporary / name).write_text(json.dumps(options, indent=2) + "\n")
@@ -72,7 +84,7 @@ def export_moore(
                 tensors = _torch_tensors(load_item_on_host(directory / item, leaves))
                 file = temporary / _FILES[item]
                 write = write_torch_file if file.suffix == ".pth" else write_safetensors_file
-                write(file, tensors)
+                write(file, {name: tensor.counted(bar) for name, tensor in tensors.items()})
                 del tensors  # before the next part is loaded
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error

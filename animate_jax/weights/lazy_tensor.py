@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from animate_jax.errors import UserError
 
@@ -44,6 +45,10 @@ class LazyTensor:
             raise ValueError(f"cannot reshape {self.shape} to {shape}")
         return LazyTensor(shape, self.dtype, partial(_read_reshaped, self, shape))
 
+    def counted(self, bar: tqdm) -> "LazyTensor":
+        """The same; reading it advances the bar by its bytes."""
+        return LazyTensor(self.shape, self.dtype, partial(_read_counted, self, bar))
+
     @classmethod
     def of(cls, array: np.ndarray) -> "LazyTensor":
         """Wrap an array that is in memory already."""
@@ -72,6 +77,12 @@ def native_order(array: np.ndarray, byteorder: str) -> np.ndarray:
     unit = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
     if byteorder != sys.byteorder and unit > 1:
         array.view(f"u{unit}").byteswap(inplace=True)
+    return array
+
+
+def _read_counted(tensor: LazyTensor, bar: tqdm) -> np.ndarray:
+    array = tensor.read()
+    bar.update(array.nbytes)
     return array
 
 
