@@ -20,7 +20,7 @@ from animate_jax.inference.preprocessing import (
     image_encoder_pixels,
     skeleton_pixels,
 )
-from animate_jax.inference.sampling import sample, video_noise
+from animate_jax.inference.sampling import Video, sample, video_noise
 from animate_jax.inference.windows import make_windows
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.pose.keypoints import POINTS, Keypoints
@@ -109,19 +109,10 @@ class AnimateAnyonePipeline:
             bound = self._bind(picture, width, height, guided=guidance > 1)
             pose_features = _in_chunks(encode, motion, chunk, "poses", progress)
             denoiser = {"denoising_unet": self.params["denoising_unet"]}
-            latents = sample(
-                self.model,
-                denoiser,
-                noise,
-                bound,
-                pose_features,
-                table,
-                guidance,
-                key,
-                windows,
-                stochastic=eta > 0,
-                progress=progress,
+            video = Video(
+                noise, bound, pose_features, table, guidance, key, windows, stochastic=eta > 0
             )
+            latents = sample(self.model, denoiser, video, progress=progress)
             return _in_chunks(decode, latents, chunk, "decoding", progress)
 
     @property

@@ -8,6 +8,7 @@ through one compiled function, so neither compilation nor device memory depends 
 from __future__ import annotations
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from animate_jax.diffusion.samplers import Steps, step
 from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.models.attention import BoundLayer
 
 
 @functools.partial(jax.jit, static_argnames="shape")
@@ -78,82 +80,67 @@ def denoise_window(model: AnimateAnyone, params, latents, timestep, bound, pose_
     return model.guided_denoise(params, latents, timestep, bound, pose_features, guidance)
 
 
-def sample_video(
-    model: AnimateAnyone,
-    params,
-    noise: np.ndarray,
-    bound,
-    pose_features: np.ndarray,
-    steps: Steps,
-    guidance: float,
-    key: jax.Array,
-    windows: tuple[np.ndarray, np.ndarray],
-    *,
-    stochastic: bool = False,
-    progress: bool = True,
+class Video(typing.NamedTuple):
+    """What one video is sampled from; `windows` as from `make_windows`, else as `sample_clip`."""
+
+    noise: np.ndarray  # (F, h, w, C)
+    bound: dict[str, BoundLayer]
+    pose_features: np.ndarray  # (F, h, w, channels)
+    steps: Steps
+    guidance: np.float32
+    key: jax.Array
+    windows: tuple[np.ndarray, np.ndarray]
+    stochastic: bool = False
+
+
+def sample_in_windows(
+    model: AnimateAnyone, params, video: Video, *, progress: bool = True
 ) -> np.ndarray:
     """What `sample` does for a video of any length, with latents and pose features on the host."""
-    x, previous = noise, np.zeros_like(noise)
+    x, previous = video.noise, np.zeros_like(video.noise)
     bar = tqdm(
-        total=len(steps.timesteps) * len(windows[0]),
+        total=len(video.steps.timesteps) * len(video.windows[0]),
         desc="sampling",
         unit="window",
         disable=not progress,
     )
     with bar:
-        for index, row in enumerate(zip(*steps, strict=True)):
+        for index, row in enumerate(zip(*video.steps, strict=True)):
             row = Steps(*row)
             out = np.zeros_like(x)
-            for frames, weights in zip(*windows, strict=True):
+            for frames, weights in zip(*video.windows, strict=True):
                 prediction = denoise_window(
                     model,
                     params,
                     x[None, frames],
                     row.timesteps,
-                    bound,
-                    pose_features[None, frames],
-                    guidance,
+                    video.bound,
+                    video.pose_features[None, frames],
+                    video.guidance,
                 )
                 out[frames] += weights[:, None, None, None] * np.asarray(prediction[0])
                 bar.update()
             gaussian = None
-            if stochastic:
-                gaussian = video_noise(step_key(key, index), len(x), x.shape[1:])
+            if video.stochastic:
+                gaussian = video_noise(step_key(video.key, index), len(x), x.shape[1:])
             x, previous = step(row, x, out, previous, gaussian)
     return x
 
 
-def sample(
-    model: AnimateAnyone,
-    params,
-    noise: np.ndarray,
-    bound,
-    pose_features: np.ndarray,
-    steps: Steps,
-    guidance: float,
-    key: jax.Array,
-    windows: tuple[np.ndarray, np.ndarray],
-    *,
-    stochastic: bool = False,
-    progress: bool = True,
-) -> np.ndarray:
-    """Latents (F, h, w, C) from noise of that shape, in the way that fits the video's length.
-
-    pose_features (F, h, w, channels); windows as from `make_windows`; the rest as `sample_clip`.
-    """
-    if len(windows[0]) > 1:
-        known = model, params, noise, bound, pose_features, steps, guidance, key
-        return sample_video(*known, windows, stochastic=stochastic, progress=progress)
-    state, pose = (noise[None], np.zeros_like(noise[None])), jnp.asarray(pose_features[None])
-    count = len(steps.timesteps)
+def sample(model: AnimateAnyone, params, video: Video, *, progress: bool = True) -> np.ndarray:
+    """Latents (F, h, w, C) from noise of that shape, in the way that fits the video's length."""
+    if len(video.windows[0]) > 1:
+        return sample_in_windows(model, params, video, progress=progress)
+    noise, pose = video.noise[None], jnp.asarray(video.pose_features[None])
+    state, count = (noise, np.zeros_like(noise)), len(video.steps.timesteps)
     # To show progress the scan is cut into equal parts, so that one program serves all.
     part = max(n for n in range(1, count + 1) if count % n == 0 and n <= max(1, count // 10))
     part = part if progress else count
     with tqdm(total=count, desc="sampling", unit="step", disable=not progress) as bar:
         for first in range(0, count, part):
-            rows = Steps(*(column[first : first + part] for column in steps))
-            known = bound, pose, rows, np.int32(first), guidance, key
-            state = sample_clip(model, params, state, *known, stochastic=stochastic)
+            rows = Steps(*(column[first : first + part] for column in video.steps))
+            known = video.bound, pose, rows, np.int32(first), video.guidance, video.key
+            state = sample_clip(model, params, state, *known, stochastic=video.stochastic)
             jax.block_until_ready(state)
             bar.update(part)
     return np.asarray(state[0][0])

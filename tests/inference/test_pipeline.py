@@ -117,11 +117,12 @@ def test_scan_equals_steps_from_the_host(prepared, sampler, eta):
     steps = sampling_steps(model.config.schedule, 4, sampler, eta)
     key = jax.random.key(3)
     windows = np.arange(6)[None], np.ones((1, 6), np.float32)
-    known = model, params, noise, bound, pose, steps, np.float32(GUIDANCE), key, windows
-    scanned = sampling.sample(*known, stochastic=eta > 0, progress=False)
-    in_parts = sampling.sample(*known, stochastic=eta > 0, progress=True)
+    guidance, stochastic = np.float32(GUIDANCE), eta > 0
+    video = sampling.Video(noise, bound, pose, steps, guidance, key, windows, stochastic)
+    scanned = sampling.sample(model, params, video, progress=False)
+    in_parts = sampling.sample(model, params, video, progress=True)
     assert relative_l2(in_parts, scanned) <= 1e-5
-    stepped = sampling.sample_video(*known, stochastic=eta > 0, progress=False)
+    stepped = sampling.sample_in_windows(model, params, video, progress=False)
     assert relative_l2(scanned, stepped) <= 1e-5
 
 
