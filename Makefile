@@ -36,5 +36,5 @@ $(VENV)/.runtime: $(VENV)/.python setup.py constraints.txt
 
 $(VENV)/.development: $(VENV)/.python setup.py constraints.txt
 	$(PIP) torch
-	$(PIP) --editable ".[pose,dev]"
+	$(PIP) --editable ".[pose,data,dev]"
 	@touch $@ $(VENV)/.runtime

@@ -4,6 +4,16 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# What reads records and writes logs; making records needs it too.
+TRAIN = [
+    "absl-py",
+    "array-record",
+    "grain",
+    "importlib_resources",
+    "tensorboardX",
+    "tensorflow-datasets",
+]
+
 setup(
     name="animate-jax",
     version="0.1.0",
@@ -12,16 +22,18 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["animate_jax*", "data_prep*"]),
+    packages=find_packages(include=["animate_jax*", "configs*", "data_prep*"]),
     entry_points={"console_scripts": ["animate-jax = animate_jax.cli:main"]},
     install_requires=[
-        "av>=14",
+        "av>=17",
         "etils[epath]",
         "flax>=0.12",
         "huggingface_hub",
         "jax>=0.10",
+        "ml_collections",
         "ml_dtypes",
         "numpy>=2",
+        "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
         "pillow>=11",
         "tqdm",
@@ -31,7 +43,9 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "pose": ["ai-edge-litert>=2", "onnxruntime"],
-        "data": ["absl-py", "array-record", "grain", "importlib_resources", "tensorflow-datasets"],
+        "train": TRAIN,
+        "data": [*TRAIN, "scenedetect-headless>=0.7"],
+        "beam": ["apache-beam>=2.70"],
         "notebook": ["ipywidgets", "jupyter"],
         "dev": [
             "diffusers",

@@ -85,6 +85,7 @@ def _keypoints_of_video(path, options, estimator) -> Keypoints:
         height=info.height,
         backend=estimator,
         person=options.person,
+        smooth=options.smooth,
         total=total,
     )
 

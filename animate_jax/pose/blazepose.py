@@ -84,20 +84,24 @@ class Region:
         return self.centre + offset[..., :1] * right - offset[..., 1:] * self.up
 
 
-def load_blazepose(detector: str | os.PathLike, landmarks: str | os.PathLike) -> BlazePose:
-    """Loads the two .tflite files; raises UserError when LiteRT is missing or a file is unfit."""
+def load_blazepose(
+    detector: str | os.PathLike, landmarks: str | os.PathLike, threads: int | None = None
+) -> BlazePose:
+    """Loads the two .tflite files, to run on `threads` threads (by default up to four).
+
+    Raises UserError when LiteRT is missing or a file is unfit.
+    """
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise UserError(
             "the blazepose backend needs LiteRT; run: pip install 'animate-jax[pose]'"
         ) from error
+    threads = threads or min(4, os.cpu_count() or 1)
     networks = []
     for path, size in ((detector, DETECTOR_SIZE), (landmarks, LANDMARK_SIZE)):
         try:
-            network = Interpreter(
-                model_path=os.fspath(path), num_threads=min(4, os.cpu_count() or 1)
-            )
+            network = Interpreter(model_path=os.fspath(path), num_threads=threads)
             network.allocate_tensors()
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"{path}: not a readable .tflite network ({error})") from error

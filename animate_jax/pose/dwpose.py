@@ -38,8 +38,13 @@ class DWPose:
     pose_size: tuple[int, int]
 
 
-def load_dwpose(detector: str | os.PathLike, pose: str | os.PathLike) -> DWPose:
-    """Loads the two .onnx files, on a GPU where onnxruntime has one; raises UserError if unfit."""
+def load_dwpose(
+    detector: str | os.PathLike, pose: str | os.PathLike, threads: int | None = None
+) -> DWPose:
+    """Loads the two .onnx files, on a GPU where onnxruntime has one; raises UserError if unfit.
+
+    `threads` is how many CPU threads an operator may use; by default onnxruntime decides.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -48,10 +53,12 @@ def load_dwpose(detector: str | os.PathLike, pose: str | os.PathLike) -> DWPose:
         ) from error
     available = onnxruntime.get_available_providers()
     providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
     sessions, sizes = [], []
     for path, default in ((detector, (640, 640)), (pose, (288, 384))):
         try:
-            session = onnxruntime.InferenceSession(os.fspath(path), providers=providers)
+            session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
         except Exception as error:  # onnxruntime's errors share no narrower class
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: not a readable .onnx network ({reason})") from error

@@ -16,6 +16,7 @@ from animate_jax.errors import UserError
 from animate_jax.pose import blazepose, dwpose
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.models import blazepose_model_paths, dwpose_model_paths
+from animate_jax.pose.smoothing import smooth_keypoints
 from animate_jax.pose.tracking import Person, select_track, steady_sides, track
 
 BACKENDS = ("blazepose", "dwpose")
@@ -34,14 +35,16 @@ def load_estimator(
     *,
     det: str | os.PathLike | None = None,
     pose: str | os.PathLike | None = None,
+    threads: int | None = None,
 ) -> Estimator:
     """Loads a backend's two networks: `det` finds people and `pose` their points.
 
-    Paths default to the fetched files. Raises UserError for an unknown backend, a missing package
-    or missing files.
+    Paths default to the fetched files. `threads` is how many threads a network may use; by default
+    the backend decides. Raises UserError for an unknown backend, a missing package or missing
+    files.
     """
     if backend == "blazepose":
-        model = blazepose.load_blazepose(*blazepose_model_paths(det, pose))
+        model = blazepose.load_blazepose(*blazepose_model_paths(det, pose), threads=threads)
 
         def find(frame, index, followed):
             detect = index % DETECT_EVERY == 0
@@ -49,7 +52,7 @@ def load_estimator(
 
         return Estimator(find)
     if backend == "dwpose":
-        networks = dwpose.load_dwpose(*dwpose_model_paths(det, pose))
+        networks = dwpose.load_dwpose(*dwpose_model_paths(det, pose), threads=threads)
         return Estimator(lambda frame, index, state: (dwpose.find_people(networks, frame), None))
     raise UserError(f"there is no pose backend {backend!r}; choose one of {', '.join(BACKENDS)}")
 
@@ -62,6 +65,7 @@ def estimate_keypoints(
     height: int,
     backend: str | Estimator = "blazepose",
     person: int | None = None,
+    smooth: bool = True,
     total: int | None = None,
     progress: bool = True,
     det: str | os.PathLike | None = None,
@@ -70,14 +74,29 @@ def estimate_keypoints(
     """Follows one person through uint8 (height, width, 3) RGB frames.
 
     `person` counts the people by how long they are seen, longest first; None takes the longest.
-    Frames without the person have score 0 everywhere. `total`, the expected number of frames, lets
-    the progress bar show the time left. `backend` may be a loaded Estimator; `det` and `pose` name
-    network files. Raises UserError when nobody is found or there are no frames.
+    Frames without the person have score 0 everywhere. `smooth` takes the jitter out of positions.
+    `total`, the expected number of frames, lets the progress bar show the time left. `backend` may
+    be a loaded Estimator; `det` and `pose` name network files. Raises UserError when nobody is
+    found or there are no frames.
     """
     estimator = _estimator(backend, det, pose)
-    detections, state = [], None
     bar = tqdm(frames, desc="poses", total=total, unit="frame", disable=not progress)
-    for index, frame in enumerate(bar):
+    detections = detect_people(bar, estimator, width=width, height=height)
+    points = steady_sides(select_track(track(detections), person))
+    if smooth:
+        points = smooth_keypoints(points, float(fps))
+    return Keypoints(points, float(fps), int(width), int(height))
+
+
+def detect_people(
+    frames: Iterable[np.ndarray], estimator: Estimator, *, width: int, height: int
+) -> list[list[Person]]:
+    """The people in each of the uint8 (height, width, 3) RGB frames of one clip, surest first.
+
+    Raises UserError when there are no frames or one has another size.
+    """
+    detections, state = [], None
+    for index, frame in enumerate(frames):
         if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
             raise UserError(
                 f"frame {index} is {frame.dtype} {frame.shape}, expected uint8 {(height, width, 3)}"
@@ -86,8 +105,7 @@ def estimate_keypoints(
         detections.append(people)
     if not detections:
         raise UserError("there are no frames to estimate poses in; check the frame range")
-    points = steady_sides(select_track(track(detections), person))
-    return Keypoints(points, float(fps), int(width), int(height))
+    return detections
 
 
 def estimate_picture(

@@ -179,10 +179,11 @@ def _pictures(directory):
     pictures = [p for p in pictures if p.is_file() and not p.name.startswith(".")]
     if not pictures:
         raise UserError(f"{directory}: contains no pictures; name a video or a folder of PNG files")
-    return sorted(pictures, key=lambda p: _natural_key(p.name))
+    return sorted(pictures, key=lambda p: natural_key(p.name))
 
 
-def _natural_key(name):
+def natural_key(name: str) -> tuple:
+    """Sorts names as people count: frame2 before frame10."""
     parts = re.split(r"(\d+)", name.lower())
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], name
 

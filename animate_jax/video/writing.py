@@ -7,7 +7,7 @@ animate_jax.video.reading show the colours that were put in. A target appears wh
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -33,6 +33,15 @@ ENCODERS = {
         {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
         {},
     ),
+}
+# Options for clips that are read at random: a frame needs at most the nine before it, and the bytes
+# do not depend on the machine.
+SHORT_GROUPS = {
+    "crf": "20",
+    "g": "10",
+    "bf": "0",
+    "threads": "1",
+    "x264-params": "cpu-independent=1:open-gop=0:scenecut=0",
 }
 SUFFIXES = (*ENCODERS, ".gif", ".npy")
 
@@ -65,6 +74,7 @@ def write_video(
     fps: float,
     *,
     overwrite: bool = False,
+    options: Mapping[str, str] | None = None,
 ) -> None:
     """Writes `frames`, each (height, width, 3) RGB as uint8 or as float in [0, 1].
 
@@ -72,6 +82,7 @@ def write_video(
     .webm (VP9, likewise), .gif (at most 50 frames a second: viewers slow down faster ones, so
     frames are left out), .npy (float32 (frames, height, width, 3), without the rate); a path with
     no suffix or with a trailing slash becomes a directory of 000000.png, 000001.png, ...
+    `options` of FFmpeg's encoder take the place of those in ENCODERS (.mp4 and .webm only).
     Missing parent directories are created. Raises UserError for a target that exists (unless
     `overwrite`), an unknown suffix, no frames, frames of several sizes or that are no pictures.
     """
@@ -90,7 +101,9 @@ def write_video(
             elif kind == ".gif":
                 _write_gif(temporary, [_to_bytes(frame) for frame in frames], rate)
             else:
-                _encode(temporary, (_to_bytes(frame) for frame in frames), rate, *ENCODERS[kind])
+                container, codec, usual, container_options = ENCODERS[kind]
+                encoder = container, codec, usual | dict(options or {}), container_options
+                _encode(temporary, (_to_bytes(frame) for frame in frames), rate, *encoder)
     except (OSError, av.FFmpegError) as error:
         raise UserError(f"{target}: cannot be written ({error})") from error
 

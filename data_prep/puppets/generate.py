@@ -15,7 +15,7 @@ from tqdm import tqdm
 from animate_jax.errors import UserError
 from animate_jax.files import replacing_directory
 from animate_jax.pose.keypoints import Keypoints, load_keypoints
-from animate_jax.video.writing import exact_rate, write_video
+from animate_jax.video.writing import SHORT_GROUPS, exact_rate, write_video
 from data_prep.puppets.body import place_body, project_body
 from data_prep.puppets.character import generator, random_character
 from data_prep.puppets.draw import draw_frames, enlargement
@@ -114,7 +114,8 @@ def _write_group(puppets, group, recorded, directory):
         scene_seed = derived_seed(puppets.seed, "scene", index)
         backdrop = random_backdrop(scene_seed, camera, enlargement(camera))
         clip, points = f"clips/{index:06d}.mp4", f"keypoints/{index:06d}.npz"
-        write_video(directory / clip, draw_frames(body, camera, backdrop), motion.fps)
+        frames = draw_frames(body, camera, backdrop)
+        write_video(directory / clip, frames, motion.fps, options=SHORT_GROUPS)
         size = puppets.width, puppets.height
         Keypoints(project_body(body, camera), motion.fps, *size).save(directory / points)
         yield {
@@ -124,6 +125,7 @@ def _write_group(puppets, group, recorded, directory):
             "fps": motion.fps,
             "width": puppets.width,
             "height": puppets.height,
+            "source": f"puppets-{puppets.seed}/{group:06d}",
             "group": group,
             "motion": motion.kind,
             "motion_seed": None if source else motion_seed,

@@ -292,6 +292,8 @@ def test_pairs_share_motion_and_camera(tmp_path):
     assert main(arguments) == 0
     lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert [line["group"] for line in lines] == [0, 0, 1, 1]
+    sources = ["puppets-2/000000"] * 2 + ["puppets-2/000001"] * 2
+    assert [line["source"] for line in lines] == sources
     for a, b in (lines[:2], lines[2:]):
         assert a["motion_seed"] == b["motion_seed"]
         assert a["camera_seed"] == b["camera_seed"]

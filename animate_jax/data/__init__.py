@@ -1,0 +1,1 @@
+"""Training input: records of clips to batches."""

@@ -1,0 +1,138 @@
+"""Reads the records that `python -m data_prep records` writes.
+
+They are a tensorflow-datasets data set in array_record shards; TensorFlow itself is not needed, and
+tensorflow-datasets is imported when the first record is read. Without this module:
+`tfds.builder_from_directory(".../animate_clips/1.0.0").as_data_source("train")`.
+"""
+
+import json
+import os
+from itertools import accumulate
+from pathlib import Path
+
+from animate_jax.errors import UserError
+
+NAME, VERSION = "animate_clips", "1.0.0"
+INFO = "dataset_info.json"
+# Where a data set may lie below the path that a user gives: the version itself, its parents, the
+# directory of a build, a directory of builds.
+_PLACES = ("", "*", f"{NAME}/*", f"*/{NAME}/*", f"*/records/{NAME}/*")
+
+
+class RecordSource:
+    """Random access to the records of a split: `len(source)` and `source[i]`.
+
+    A record is a dict: name str, clip bytes (an encoded mp4), keypoints float32 (frames, 134, 3) in
+    pixels of the clip with scores in [0, 1], frames, width, height int, fps float, source and
+    licence str. Shards are opened when they are first read; a pickled source opens its own.
+    Raises IndexError outside the split and UserError for a damaged shard.
+    """
+
+    def __init__(self, directory: str, split: str, shards: dict[str, int], size: int):
+        self.directory, self.split = directory, split
+        self._shards, self._size = shards, size  # records by file name; bytes of all records
+        self._length = sum(shards.values())
+        self._opened = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict:
+        index = index.__index__()
+        if not 0 <= index < self._length:
+            raise IndexError(f"record {index} of {self._length}")
+        try:
+            if self._opened is None:
+                self._opened = _open(self.directory, self.split)
+            record = self._opened[index]
+            # From a damaged shard, records of nothing but None may come: they have no texts.
+            texts = {name: record[name].decode() for name in ("name", "source", "licence")}
+        except ImportError as error:
+            raise UserError(
+                f"reading records needs a package ({error}); install:"
+                " pip install 'animate-jax[data]'"
+            ) from error
+        except Exception as error:  # array_record and protobuf have no common one
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{Path(self.directory, self._shard_of(index))}: record {index} of {self.split}"
+                f" cannot be read ({reason}); copy the file again, or write the records again"
+            ) from error
+        return {**record, **texts}
+
+    def __getstate__(self):
+        return {**self.__dict__, "_opened": None}
+
+    def __repr__(self) -> str:
+        # Grain compares it when a run goes on: the same records elsewhere are the same.
+        return (
+            f"RecordSource({NAME} {Path(self.directory).name}, split={self.split},"
+            f" records={self._length}, bytes={self._size})"
+        )
+
+    def _shard_of(self, index):
+        ends = accumulate(self._shards.values())
+        return next(name for name, end in zip(self._shards, ends, strict=True) if index < end)
+
+
+def open_records(path: str | os.PathLike, split: str) -> RecordSource:
+    """The records of a split, "train" or "validation".
+
+    `path` is the directory of the version, or one above it that holds exactly one such data set: a
+    directory of records, of a build, of builds. Raises UserError when there is none or more than
+    one, when it has no such split, and when shards are missing.
+    """
+    directory = _find(Path(path))
+    info = _read_info(directory / INFO)
+    splits = {entry["name"]: entry for entry in info.get("splits", [])}
+    if split not in splits:
+        known = ", ".join(splits)
+        raise UserError(f"{directory}: there is no split {split!r}; choose one of: {known}")
+    lengths = [int(length) for length in splits[split]["shardLengths"]]
+    shards = {shard_name(split, i, len(lengths)): n for i, n in enumerate(lengths)}
+    missing = [name for name in shards if not (directory / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{directory / missing[0]}: this shard is missing, one of {len(missing)} that are;"
+            " copy the data set again"
+        )
+    return RecordSource(str(directory), split, shards, int(splits[split].get("numBytes", 0)))
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+    """File name of one of a split's `count` shards, as tensorflow-datasets has it."""
+    return f"{NAME}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def _find(path):
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such directory; check the path")
+    found = {
+        info.parent.resolve()
+        for place in _PLACES
+        for info in path.glob(f"{place}/{INFO}" if place else INFO)
+        if _read_info(info).get("name") == NAME
+    }
+    if not found:
+        raise UserError(
+            f"{path}: holds no records; write some with: python -m data_prep records --clips DIR"
+            f" --out {path}"
+        )
+    if len(found) > 1:
+        names = ", ".join(map(str, sorted(found)))
+        raise UserError(f"{path}: holds {len(found)} data sets ({names}); name one of them")
+    return found.pop()
+
+
+def _read_info(path):
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy the data set again") from error
+    return info if isinstance(info, dict) else {}
+
+
+def _open(directory, split):
+    import tensorflow_datasets as tfds  # takes a second, and workers import it for themselves
+
+    return tfds.builder_from_directory(directory).as_data_source(split)
