@@ -8,21 +8,26 @@ from __future__ import annotations
 import argparse
 import sys
 
-from animate_jax.commands.run import run
+from animate_jax.commands.run import Help, run
+from animate_jax.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return run(_parser().parse_args(arguments), "animate-jax")
+    parser = _parser()
+    arguments, overrides = list(sys.argv[1:] if arguments is None else arguments), []
+    if any(argument.startswith("--config.") for argument in arguments):
+        from animate_jax.training.config import split_overrides
 
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the defaults that are worth telling."""
-
-    def _get_help_string(self, action):
-        if action.default in (None, False, argparse.SUPPRESS):
-            return action.help
-        return super()._get_help_string(action)
+        try:
+            overrides, arguments = split_overrides(arguments)
+        except UserError as error:
+            parser.error(str(error))
+    options = parser.parse_args(arguments)
+    if overrides and not hasattr(options, "config"):
+        parser.error("this command takes no --config values")
+    options.overrides = overrides
+    return run(options, "animate-jax")
 
 
 def _parser():
@@ -39,7 +44,7 @@ def _parser():
             help=summary,
             description=summary,
             parents=[common],
-            formatter_class=_Help,
+            formatter_class=Help,
         )
         added.set_defaults(run=function)
         return added
@@ -48,6 +53,8 @@ def _parser():
     _add_pose(command)
     _add_convert(command, commands)
     _add_export(command, commands)
+    _add_train(command)
+    _add_data_preview(command)
     new = command("new", _new, "a model with random weights, for tests and training from scratch")
     new.add_argument("preset", choices=["sd15", "tiny"])
     new.add_argument("out", metavar="OUT")
@@ -72,6 +79,9 @@ def _add_pose_backend(parser):
         "--backend", default="blazepose", choices=["blazepose", "dwpose"], help="networks"
     )
     group.add_argument("--person", type=int, metavar="N", help="0: seen longest (default), 1: next")
+    group.add_argument(
+        "--no-smooth", dest="smooth", action="store_false", default=True, help="keep the jitter"
+    )
     group.add_argument("--detector", metavar="FILE", help="the backend's network that finds people")
     group.add_argument("--pose-network", metavar="FILE", help="the one that finds their points")
 
@@ -203,6 +213,40 @@ def _export_moore(options):
     from animate_jax.weights.export import export_moore
 
     export_moore(options.model, options.out, overwrite=options.overwrite)
+
+
+def _add_train(command):
+    parser = command("train", _train, "train a stage, or go on with it; --config.KEY=VALUE too")
+    add = parser.add_argument
+    add("--config", metavar="CONFIG", help="a file of configs/ (not needed to go on)")
+    add("--workdir", required=True, metavar="DIR", help="of checkpoints, logs and the model")
+    add("--write-model", action="store_true", help="only write the latest checkpoint as a model")
+    add("--distributed", action="store_true", help="on every worker of a pod")
+    processes = parser.add_argument_group("several processes outside a pod")
+    add = processes.add_argument
+    add("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    add("--processes", type=_positive, metavar="N")
+    add("--process", type=int, metavar="I", help="number of this one, from 0")
+
+
+def _train(options):
+    from animate_jax.commands.train import train
+
+    train(options)
+
+
+def _add_data_preview(command):
+    parser = command("data-preview", _data_preview, "show training samples as the model sees them")
+    help = "a file of configs/; then, what is to differ: --config.data.seed=1"
+    parser.add_argument("config", metavar="CONFIG", help=help)
+    parser.add_argument("out", metavar="OUT.png")
+    _add_overwrite(parser)
+
+
+def _data_preview(options):
+    from animate_jax.commands.data_preview import data_preview
+
+    data_preview(options)
 
 
 def _new(options):

@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class UserNote(UserWarning):
     """Something done differently from what was asked, with the reason, in one line."""
+
+
+class Terminated(Exception):
+    """The process was told to end and has kept what the same command needs to go on."""

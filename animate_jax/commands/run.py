@@ -6,7 +6,16 @@ import argparse
 import sys
 import warnings
 
-from animate_jax.errors import UserError, UserNote
+from animate_jax.errors import Terminated, UserError, UserNote
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults that are worth telling."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, [], argparse.SUPPRESS) or action.nargs == 0:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def run(options: argparse.Namespace, program: str) -> int:
@@ -29,6 +38,9 @@ def run(options: argparse.Namespace, program: str) -> int:
         return failed(error, f"error: {error}", 2)
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         sys.stdout = None  # or Python complains once more when it ends
+    except Terminated as end:
+        say(str(end))
+        return 143  # as a shell says of SIGTERM
     except KeyboardInterrupt:
         say("interrupted")
         return 130

@@ -24,7 +24,7 @@ from animate_jax.models.image_encoder import ImageEncoder
 from animate_jax.models.initialize import initialize
 from animate_jax.models.layers import Dtype
 from animate_jax.models.pose_guider import PoseGuider
-from animate_jax.models.unet import UNet
+from animate_jax.models.unet import UNet, checkpoint_policy
 
 COMPONENTS = ("denoising_unet", "reference_unet", "pose_guider", "autoencoder", "image_encoder")
 
@@ -39,6 +39,7 @@ class AnimateAnyone:
 
     config: ModelConfig
     dtype: Dtype = jnp.float32
+    remat: str = "none"  # of the UNets and the pose guider in training, see models.unet
 
     def module(self, component: str):
         """The Flax module of one component."""
@@ -47,7 +48,10 @@ class AnimateAnyone:
             "autoencoder": Autoencoder,
             "image_encoder": ImageEncoder,
         }
-        return kind.get(component, UNet)(getattr(self.config, component), self.dtype)
+        config = getattr(self.config, component)
+        if component in kind:
+            return kind[component](config, self.dtype)
+        return UNet(config, self.dtype, self.remat)
 
     def shapes(self, component: str) -> dict:
         """The parameter tree of one component as jax.ShapeDtypeStruct, float32."""
@@ -77,15 +81,21 @@ class AnimateAnyone:
         """Normalised pictures (B, S, S, 3) -> image tokens (B, 1, E) float32."""
         return self._apply("image_encoder", params, pixels)[:, None].astype(jnp.float32)
 
-    def encode_latents(self, params, pictures: jax.Array, key: jax.Array | None = None):
+    def encode_latents(self, params, pictures: jax.Array, keys: jax.Array | None = None):
         """Pictures (B, H, W, 3) in [-1, 1] -> scaled latents (B, h, w, C) float32.
 
-        The posterior's mean, or a sample of it where a key is given.
+        The posterior's mean, or a sample of it where keys (B,) are given.
         """
+        posterior = self._apply("autoencoder", params, pictures, method="encode")
+        latents = posterior[0] if keys is None else _sample_posterior(*posterior, keys)
+        return latents * self.config.autoencoder.scaling_factor
+
+    def reconstruct(self, params, pictures: jax.Array, keys: jax.Array):
+        """Pictures (B, H, W, 3) in [-1, 1] and keys (B,) -> the posterior's mean and log-variance
+        (B, h, w, C) unscaled, and the pictures decoded from a sample of it, not clipped."""
         mean, log_variance = self._apply("autoencoder", params, pictures, method="encode")
-        if key is not None:
-            mean += jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
-        return mean * self.config.autoencoder.scaling_factor
+        latents = _sample_posterior(mean, log_variance, keys)
+        return mean, log_variance, self._apply("autoencoder", params, latents, method="decode")
 
     def decode_latents(self, params, latents: jax.Array) -> jax.Array:
         """Scaled latents (B, h, w, C) -> pictures (B, H, W, 3) float32 in [0, 1]."""
@@ -95,7 +105,10 @@ class AnimateAnyone:
 
     def encode_pose(self, params, skeletons: jax.Array) -> jax.Array:
         """Drawn skeletons (B, F, H, W, 3) in [0, 1] -> pose features (B, F, h, w, channels)."""
-        return self._apply("pose_guider", params, skeletons)
+        encode = functools.partial(self._apply, "pose_guider")
+        if self.remat != "none":
+            encode = jax.checkpoint(encode, policy=checkpoint_policy(self.remat))
+        return encode(params, skeletons)
 
     def encode_reference(self, params, reference_latents: jax.Array, image_tokens: jax.Array):
         """Features of the reference, {layer path: (B, tokens, channels)}; once per clip.
@@ -151,6 +164,11 @@ class AnimateAnyone:
             return out
         unconditional, conditional = jnp.split(out, 2)
         return unconditional + guidance * (conditional - unconditional)
+
+
+def _sample_posterior(mean, log_variance, keys):
+    draw = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:], jnp.float32))
+    return mean + jnp.exp(0.5 * log_variance) * draw(keys)
 
 
 def bound_rows(bound: dict[str, BoundLayer]) -> int:

@@ -25,6 +25,26 @@ from animate_jax.models.layers import (
 )
 from animate_jax.models.motion import MotionModule
 
+REMAT_POLICIES = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
+
+
+def rematerialised(module: type[nn.Module], policy: str) -> type[nn.Module]:
+    """The module, of which the backward pass keeps only what the policy says.
+
+    "none" keeps everything; "full" keeps the inputs and computes the rest again; the others are
+    those of jax.checkpoint_policies.
+    """
+    if policy == "none":
+        return module
+    return nn.remat(module, policy=checkpoint_policy(policy))
+
+
+def checkpoint_policy(policy: str):
+    """What jax.checkpoint takes: None keeps nothing. Raises ValueError for an unknown name."""
+    if policy not in REMAT_POLICIES:
+        raise ValueError(f"there is no remat policy {policy!r}; choose one of {REMAT_POLICIES}")
+    return None if policy == "full" else getattr(jax.checkpoint_policies, policy)
+
 
 class Level(nn.Module):
     """One down, mid or up block: resnets, each followed by attention over space, then over time."""
@@ -36,21 +56,25 @@ class Level(nn.Module):
     attention_count: int
     dtype: Dtype
     resample: str | None = None  # "down" or "up"
+    remat: str = "none"
 
     def setup(self):
         config, dtype = self.config, self.dtype
+        resnet, spatial, motion = (
+            rematerialised(module, self.remat)
+            for module in (ResnetBlock, SpatialTransformer, MotionModule)
+        )
         self.resnets = [
-            ResnetBlock(self.channels, config.norm_groups, 1e-5, dtype)
-            for _ in range(self.resnet_count)
+            resnet(self.channels, config.norm_groups, 1e-5, dtype) for _ in range(self.resnet_count)
         ]
         if self.heads:
             self.attentions = [
-                SpatialTransformer(self.channels, self.heads, config.norm_groups, dtype)
+                spatial(self.channels, self.heads, config.norm_groups, dtype)
                 for _ in range(self.attention_count)
             ]
         if self.has_motion:
             self.motion_modules = [
-                MotionModule(config.motion, dtype) for _ in range(self.attention_count)
+                motion(config.motion, dtype) for _ in range(self.attention_count)
             ]
         if self.resample == "down":
             self.downsamplers = [Downsample(self.channels, dtype)]
@@ -106,22 +130,23 @@ class UNet(nn.Module):
 
     config: UNetConfig
     dtype: Dtype = jnp.float32
+    remat: str = "none"  # what the backward pass computes again, see `rematerialised`
 
     def setup(self):
-        config, dtype = self.config, self.dtype
+        config, dtype, remat = self.config, self.dtype, self.remat
         channels, count = config.block_out_channels, len(config.block_out_channels)
         heads = [h if a else None for h, a in zip(config.heads, config.attention_levels)]
         self.time_embedding = TimestepEmbedding(4 * channels[0], dtype)
         self.conv_in = convolution(channels[0], 3, dtype)
 
         def level(i, resnets, resample):
-            return Level(config, channels[i], heads[i], resnets, resnets, dtype, resample)
+            return Level(config, channels[i], heads[i], resnets, resnets, dtype, resample, remat)
 
         layers = config.layers_per_block
         self.down_blocks = [
             level(i, layers, "down" if i < count - 1 else None) for i in range(count)
         ]
-        self.mid_block = Level(config, channels[-1], config.heads[-1], 2, 1, dtype)
+        self.mid_block = Level(config, channels[-1], config.heads[-1], 2, 1, dtype, None, remat)
         self.up_blocks = [
             level(i, layers + 1, "up" if i > 0 else None) for i in reversed(range(count))
         ]

@@ -1,0 +1,86 @@
+"""The `train` command: one stage, on this machine or as one process of a pod."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from animate_jax.errors import UserError
+from animate_jax.training.config import load_config, workdir_config
+from animate_jax.training.stages import MODEL
+from animate_jax.training.train import train as run_training
+from animate_jax.training.train import write_latest
+from animate_jax.weights.model_directory import directory_path
+
+HEARTBEAT_SECONDS = 30  # after which a process that does not answer counts as gone
+
+
+def train(options) -> None:
+    """Runs `animate-jax train`; options as its parser gives them."""
+    if options.config:
+        config = load_config(options.config, options.overrides)
+    else:
+        config = workdir_config(options.workdir, options.overrides)
+    _join(options)
+    workdir = directory_path(options.workdir)
+    try:
+        if options.write_model:
+            write_latest(config, workdir)
+        else:
+            _train(config, options, workdir)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            "another process of this run has ended or cannot be reached; start all of them again,"
+            f" they go on from the last checkpoint ({reason})"
+        ) from error
+
+
+def _train(config, options, workdir):
+    """The stage, and before it what it needs: puppets, and the stage it starts from."""
+    changes = {}
+    if config.puppets.clips and not (config.data.path or config.data.sets):
+        changes["data.path"] = str(puppet_records(config.puppets, workdir))
+    if config.after and not config.init_from:
+        path = Path(options.config).parent / config.after
+        place = workdir / path.stem
+        if not (place / MODEL).exists():
+            data = [f"data.path={changes.get('data.path', config.data.path)}"]
+            run_training(load_config(path, data), place)
+        changes["init_from"] = str(place)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    run_training(config, workdir)
+
+
+def puppet_records(puppets: ConfigDict, workdir: epath.Path) -> epath.Path:
+    """Records of drawn puppets, made in the workdir unless they are there already."""
+    from data_prep.puppets.generate import PuppetSet, generate
+    from data_prep.records import write_records
+
+    clips, records = workdir / "puppets", workdir / "records"
+    if jax.process_index() == 0 and not records.exists():
+        size, frames = puppets.size, puppets.frames
+        wanted = PuppetSet(puppets.clips, size, size, puppets.seed, frames=frames)
+        generate(wanted, clips, overwrite=True)
+        write_records(clips, records, validation=puppets.validation)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("puppets")
+    return records
+
+
+def _join(options):
+    """Makes this process one of several; on a pod jax.distributed finds out by itself."""
+    given = [options.coordinator, options.processes, options.process]
+    if any(value is not None for value in given):
+        if None in given:
+            raise UserError("--coordinator, --processes and --process go together")
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    elif options.distributed:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)

@@ -1,0 +1,82 @@
+"""The mesh: devices named by what is split over them.
+
+`data` and `fsdp` split the batch; `fsdp` also splits parameters and optimizer state, which are
+gathered layer by layer; `tensor` splits the channels and heads inside a layer. Several slices of a
+pod are joined along `data` only, so that what crosses their slow network is one sum of gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from animate_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+def axis_sizes(wanted: Mapping[str, int], devices: int) -> tuple[int, ...]:
+    """Sizes along AXES; one of those wanted may be -1, which takes what the others leave.
+
+    Raises UserError where they do not multiply to the number of devices.
+    """
+    if unknown := sorted(set(wanted) - set(AXES)):
+        raise UserError(f"a mesh has no axes {unknown}; it has {list(AXES)}")
+    sizes = [wanted.get(axis, 1) for axis in AXES]
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UserError(f"mesh {dict(wanted)}: sizes are 1 or more, and -1 once at most")
+    rest = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and devices % rest == 0:
+        sizes[sizes.index(-1)] = devices // rest
+    if math.prod(sizes) != devices:
+        raise UserError(
+            f"mesh {dict(wanted)} does not fit {devices} devices; the sizes have to multiply to it"
+        )
+    return tuple(sizes)
+
+
+def make_mesh(
+    wanted: Mapping[str, int], devices: Sequence[jax.Device] | None = None, slices: int = 0
+) -> Mesh:
+    """A mesh over `devices`, by default all, with axes AXES; sizes as in `axis_sizes`.
+
+    slices: how many slices of a pod the devices belong to; 0 asks them.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = axis_sizes(wanted, len(devices))
+    slices = slices or len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if slices > 1:
+        if sizes[0] % slices:
+            raise UserError(
+                f"{slices} slices are joined along data, whose size {sizes[0]} they do not divide"
+            )
+        inside = (sizes[0] // slices, *sizes[1:])
+        across = (slices, *[1] * (len(AXES) - 1))
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices).reshape(sizes)
+    # Explicit axes would refuse convolutions with split kernels.
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Of arrays that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())

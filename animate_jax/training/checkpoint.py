@@ -1,0 +1,107 @@
+"""Checkpoints of a stage, by Orbax: state, data position and config together, WORKDIR/checkpoints.
+
+They are written in the background and appear whole or not at all. Frozen weights are not among
+them: the config says where those come from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from animate_jax.errors import UserError
+from animate_jax.training.step import TrainState
+
+LOSS = "validation_loss"  # the metric that the best checkpoints are kept by
+ITEMS = ("state", "data", "config")
+
+
+def open_checkpoints(
+    workdir: epath.Path, *, every: int = 1, keep_last: int = 2, keep_best: int = 0
+) -> ocp.CheckpointManager:
+    """The manager of a workdir's checkpoints, which are made in it if need be.
+
+    A checkpoint is due every so many steps and when a pod is about to be preempted: call `save`
+    after each step. The last ones are kept, and those of the lowest validation loss.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file
+    policies = checkpoint_managers
+    options = ocp.CheckpointManagerOptions(
+        save_decision_policy=policies.AnySavePolicy(
+            [policies.FixedIntervalPolicy(every), policies.PreemptionCheckpointingPolicy()]
+        ),
+        preservation_policy=policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(max(1, keep_last)),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[LOSS],
+                    reverse=True,
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        ),
+        cleanup_tmp_directories=True,  # of a run that was killed while writing
+    )
+    return ocp.CheckpointManager(workdir / "checkpoints", options=options, item_names=ITEMS)
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    step: int,
+    position: dict,
+    config: dict,
+    *,
+    validation_loss: float | None = None,
+    force: bool = False,
+) -> bool:
+    """Writes the state after `step` steps if one is due, or by force; returns whether it did."""
+    if force and manager.latest_step() == step:
+        return False
+    items = ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        data=ocp.args.JsonSave(position),
+        config=ocp.args.JsonSave(config),
+    )
+    metrics = None if validation_loss is None else {LOSS: float(validation_loss)}
+    return manager.save(step, args=items, metrics=metrics, force=force)
+
+
+def restore(
+    manager: ocp.CheckpointManager, shapes: TrainState, step: int | None = None
+) -> tuple[TrainState, dict]:
+    """The state of the latest (or a given) checkpoint, placed as `shapes` say, and the position.
+
+    Raises UserError where it cannot be read into them.
+    """
+    step = manager.latest_step() if step is None else step
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore())
+    try:
+        restored = manager.restore(step, args=items)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{manager.directory / str(step)}: does not fit this config ({reason}); use the config"
+            " it was written with, or another --workdir"
+        ) from error
+    return restored.state, restored.data
+
+
+def stored_config(workdir: epath.Path) -> dict | None:
+    """The config that the latest checkpoint was written with, None where there is none."""
+    directory = workdir / "checkpoints"
+    if not directory.exists():
+        return None
+    steps = [int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal()]
+    if not steps:
+        return None
+    path = directory / str(max(steps)) / "config" / "metadata"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove this checkpoint") from error

@@ -1,0 +1,132 @@
+"""Training configs: a Python file with `get_config()`, overridden from the command line.
+
+Configs are programs of their users and are run as such. What they return is data: a locked
+`ml_collections.ConfigDict`, in which unknown keys fail.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from animate_jax.errors import UserError
+from animate_jax.training.checkpoint import stored_config
+from animate_jax.weights.model_directory import directory_path
+
+PREFIX = "--config."
+
+
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The locked config of a file, after `key.subkey=value` overrides.
+
+    Raises UserError where the file has no get_config, or an override names no key of it or has
+    another type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such config file; those shipped lie in configs/")
+    spec = importlib.util.spec_from_file_location("training_config", path)
+    if spec is None:
+        raise UserError(f"{path}: is not a Python file; configs are, see configs/base.py")
+    module = importlib.util.module_from_spec(spec)
+    # `from configs import base` is to work from the directory that holds configs/ too.
+    sys.path.append(os.getcwd())
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError, NameError) as error:
+        raise UserError(f"{path}: cannot be loaded ({error})") from error
+    finally:
+        sys.path.pop()
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path}: has no get_config(); see configs/base.py for what it returns")
+    return _overridden(module.get_config(), overrides)
+
+
+def workdir_config(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config that the latest checkpoint of a workdir was written with, after overrides.
+
+    Raises UserError where there is no checkpoint.
+    """
+    values = stored_config(directory_path(workdir))
+    if values is None:
+        raise UserError(f"{workdir}: there is no checkpoint yet; add --config CONFIG to begin")
+    return _overridden(ConfigDict(_with_tuples(values)), overrides)
+
+
+def _with_tuples(value):
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(one) for key, one in value.items()}
+    return tuple(_with_tuples(one) for one in value) if isinstance(value, list) else value
+
+
+def _overridden(config, overrides):
+    config.lock()
+    for override in overrides:
+        set_value(config, override)
+    return config
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Command-line arguments -> (overrides `key=value`, the rest).
+
+    Overrides are written `--config.key=value` or `--config.key value`.
+    """
+    overrides, rest = [], []
+    arguments = iter(arguments)
+    for argument in arguments:
+        if not argument.startswith(PREFIX):
+            rest.append(argument)
+            continue
+        key, equals, value = argument.removeprefix(PREFIX).partition("=")
+        if not equals:
+            value = next(arguments, None)
+            if value is None:
+                raise UserError(f"{argument}: a value is missing; write {argument}=VALUE")
+        overrides.append(f"{key}={value}")
+    return overrides, rest
+
+
+def set_value(config: ConfigDict, override: str) -> None:
+    """Applies one `key.subkey=value`; text stays text, everything else is a Python literal."""
+    key, _, text = override.partition("=")
+    names = key.split(".")
+    section = config
+    for name in names[:-1]:
+        section = section[name] if isinstance(section, ConfigDict) and name in section else None
+    if not isinstance(section, ConfigDict) or names[-1] not in section:
+        known = sorted(section) if isinstance(section, ConfigDict) else sorted(config)
+        raise UserError(f"{PREFIX}{key}: there is no such key; there are {known}")
+    now = section[names[-1]]
+    if isinstance(now, ConfigDict):
+        raise UserError(f"{PREFIX}{key} is a section; set one of {sorted(now)} in it")
+    value = _parsed(text, now, key)
+    try:
+        with section.unlocked():
+            section[names[-1]] = value
+    except TypeError as error:
+        kind = type(now).__name__
+        raise UserError(f"{PREFIX}{key} is {text!r}; it should be of type {kind}") from error
+
+
+def _parsed(text, now, key):
+    if isinstance(now, str):
+        return text
+    if isinstance(now, bool) and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        kind = "value" if now is None else type(now).__name__
+        raise UserError(f"{PREFIX}{key}={text}: cannot be read as a {kind}") from error
+    if isinstance(now, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(now, tuple) and isinstance(value, list):
+        return tuple(value)
+    return value

@@ -1,0 +1,245 @@
+"""What the stages minimise: one loss per sample, of parameters, examples and keys.
+
+Denoising (arXiv 2311.17117, section 3.3): predict the noise, or v, of noised latents, given the
+reference and the skeletons. Everything random is drawn from the sample's own key, so a loss does
+not depend on how the batch is split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from animate_jax.diffusion.schedule import (
+    add_noise,
+    min_snr_weights,
+    offset_noise,
+    prediction_target,
+)
+from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
+from animate_jax.parallel.mesh import BATCH_AXES
+from animate_jax.pose.render import draw_skeletons
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingLoss:
+    """min_snr_gamma: of the loss weights, 0 for none. noise_offset: see `offset_noise`.
+
+    Per sample, `drop_both` is the probability that image token and reference are hidden together,
+    as in the unconditional half of guidance; `drop_image` and `drop_reference` hide one more often.
+    """
+
+    min_snr_gamma: float = 5.0
+    noise_offset: float = 0.05
+    drop_both: float = 0.1
+    drop_image: float = 0.0
+    drop_reference: float = 0.0
+
+
+class Example(typing.NamedTuple):
+    """What the frozen networks make of a batch; B samples of F frames."""
+
+    latents: jax.Array  # (B, F, h, w, C), scaled
+    reference_latents: jax.Array  # (B, h, w, C), scaled
+    image_tokens: jax.Array  # (B, 1, E)
+    skeletons: jax.Array  # (B, F, H, W, 3) in [0, 1]
+
+
+class Draws(typing.NamedTuple):
+    """All that is random about a batch."""
+
+    timesteps: jax.Array  # int32 (B,)
+    noise: jax.Array  # (B, F, h, w, C)
+    has_image: jax.Array  # bool (B,)
+    has_reference: jax.Array  # bool (B,)
+
+
+def sample_keys(seed: int, step: jax.Array, rows: jax.Array) -> jax.Array:
+    """One key per row of the global batch, of the step alone: the same on any mesh."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
+def encode_batch(model: AnimateAnyone, params, batch, keys, shards: int, size: int) -> Example:
+    """A training batch through the frozen networks, `size` pictures of each device at a time.
+
+    batch: reference uint8 (B, H, W, 3), frames uint8 (B, F, H, W, 3), keypoints (B, F, 134, 3).
+    The reference's latents are the posterior's mean, as in sampling; the frames' a sample of it.
+    shards: into how many parts the mesh splits the batch.
+    """
+    batch_size, frames, height, width, _ = batch["frames"].shape
+
+    def encode_frames(pictures_and_keys):
+        pictures, keys = pictures_and_keys
+        return model.encode_latents(params, _signed(pictures), keys)
+
+    frame_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 0), frames))(keys)
+    pictures = batch["frames"].reshape(-1, height, width, 3)
+    latents = in_slices(encode_frames, (pictures, frame_keys.reshape(-1)), shards, size)
+    return Example(
+        latents.reshape(batch_size, frames, *latents.shape[1:]),
+        *encode_references(model, params, batch["reference"], shards, size),
+        draw_batch(batch["keypoints"], height, width),
+    )
+
+
+def encode_references(model: AnimateAnyone, params, pictures, shards: int, size: int):
+    """uint8 (B, H, W, 3) -> latents (B, h, w, C) and image tokens (B, 1, E)."""
+
+    def encode(pictures):
+        pixels = image_encoder_input(pictures, model.config.image_encoder)
+        latents = model.encode_latents(params, _signed(pictures))
+        return latents, model.encode_image(params, pixels)
+
+    return in_slices(encode, pictures, shards, size)
+
+
+def draw_batch(keypoints: jax.Array, height: int, width: int) -> jax.Array:
+    """Keypoints (B, F, 134, 3) -> skeletons (B, F, height, width, 3); each device draws its own."""
+    rows = PartitionSpec(BATCH_AXES)
+    draw = jax.shard_map(
+        lambda points: draw_skeletons(points, height, width),
+        in_specs=rows,
+        out_specs=rows,
+        check_vma=False,
+    )
+    return draw(keypoints)
+
+
+def image_encoder_input(pictures: jax.Array, config) -> jax.Array:
+    """uint8 (B, H, W, 3) -> normalised (B, S, S, 3), stretched as in sampling (bicubic)."""
+    shape = (pictures.shape[0], config.image_size, config.image_size, 3)
+    pixels = jax.image.resize(pictures.astype(jnp.float32), shape, "cubic", antialias=True)
+    pixels = jnp.clip(pixels, 0, 255) / 255
+    return (pixels - jnp.float32(config.image_mean)) / jnp.float32(config.image_std)
+
+
+def _signed(pictures):
+    return pictures.astype(jnp.float32) / 127.5 - 1
+
+
+def in_slices(function, rows, shards: int, size: int):
+    """`function(rows)`, where it treats every row alike, with bounded memory.
+
+    rows: arrays (N, ...) in `shards` equal parts, one per device; `size` rows of each part go
+    through at a time, or the largest divisor of a part's rows below.
+    """
+    part = jax.tree.leaves(rows)[0].shape[0] // shards
+    size = max(n for n in range(1, max(1, min(size, part)) + 1) if part % n == 0)
+    if size == part:
+        return function(rows)
+    out = jax.lax.map(function, to_slices(rows, shards, part // size))
+
+    def back(x):
+        x = x.reshape(part // size, shards, size, *x.shape[2:])
+        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[3:])
+
+    return jax.tree.map(back, out)
+
+
+def to_slices(rows, shards: int, slices: int):
+    """Arrays (N, ...) -> (slices, N / slices, ...), every slice with rows of every device."""
+
+    def split(x):
+        x = x.reshape(shards, slices, -1, *x.shape[1:])
+        return jnp.swapaxes(x, 0, 1).reshape(slices, -1, *x.shape[3:])
+
+    return jax.tree.map(split, rows)
+
+
+def draw_randomness(model: AnimateAnyone, keys, shape, options: DenoisingLoss) -> Draws:
+    """Timesteps, noise and dropped conditions of B samples with latents of `shape` (F, h, w, C)."""
+
+    def draw(key):
+        keys = jax.random.split(jax.random.fold_in(key, 1), 3)
+        timesteps = model.config.schedule.num_train_timesteps
+        timestep = jax.random.randint(keys[0], (), 0, timesteps, jnp.int32)
+        noise = offset_noise(keys[1], (1, *shape), options.noise_offset)[0]
+        uniform = jax.random.uniform(keys[2], (3,))
+        both, image, reference = uniform >= jnp.array(
+            [options.drop_both, options.drop_image, options.drop_reference]
+        )
+        return Draws(timestep, noise, both & image, both & reference)
+
+    return jax.vmap(draw)(keys)
+
+
+def denoising_loss(
+    model: AnimateAnyone, params, example: Example, draws: Draws, options: DenoisingLoss
+) -> jax.Array:
+    """Weighted mean squared error per sample: (B,) float32."""
+    schedule = model.config.schedule
+    noisy = add_noise(schedule, example.latents, draws.noise, draws.timesteps)
+    target = prediction_target(schedule, example.latents, draws.noise, draws.timesteps)
+    tokens = jnp.where(draws.has_image[:, None, None], example.image_tokens, 0)
+    reference = model.encode_reference(params, example.reference_latents, tokens)
+    bound = model.bind(params, tokens, reference, draws.has_reference)
+    pose_features = model.encode_pose(params, example.skeletons)
+    prediction = model.denoise(params, noisy, draws.timesteps, bound, pose_features)
+    loss = jnp.mean((prediction - target) ** 2, axis=tuple(range(1, target.ndim)))
+    if options.min_snr_gamma:
+        loss *= min_snr_weights(schedule, draws.timesteps, options.min_snr_gamma)
+    return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionLoss:
+    """Of the autoencoder: mean absolute error, plus `gradient_weight` times that of differences
+    between neighbouring pixels, which keeps edges, plus `kl_weight` times the posterior's distance
+    from a unit Gaussian per latent value (arXiv 2112.10752, appendix G)."""
+
+    gradient_weight: float = 1.0
+    kl_weight: float = 1e-6
+
+
+def reconstruction_loss(
+    model: AnimateAnyone, params, pictures: jax.Array, keys: jax.Array, options: ReconstructionLoss
+) -> jax.Array:
+    """Pictures (B, H, W, 3) in [-1, 1] and keys (B,) -> losses (B,) float32."""
+    mean, log_variance, decoded = model.reconstruct(params, pictures, keys)
+
+    def mean_of(x):
+        return jnp.mean(x, axis=(1, 2, 3))
+
+    loss = mean_of(jnp.abs(decoded - pictures))
+    for axis in (1, 2):
+        difference = jnp.diff(decoded, axis=axis) - jnp.diff(pictures, axis=axis)
+        loss += options.gradient_weight * mean_of(jnp.abs(difference))
+    divergence = 0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance)
+    return loss + options.kl_weight * mean_of(divergence)
+
+
+def batch_loss(model, params, batch, keys, options, shards: int, size: int) -> jax.Array:
+    """Losses (B,) of a training batch; the kind of `options` says which."""
+    if isinstance(options, ReconstructionLoss):
+        return reconstruction_loss(model, params, _signed(batch["frames"][:, 0]), keys, options)
+    example = jax.lax.stop_gradient(encode_batch(model, params, batch, keys, shards, size))
+    draws = draw_randomness(model, keys, example.latents.shape[1:], options)
+    return denoising_loss(model, params, example, draws, options)
+
+
+def fixed_loss(model, params, batch, number, options, shards: int, size: int) -> jax.Array:
+    """Losses (B,) of validation batch `number`: the same noise and timesteps whenever it is asked
+    for, timesteps spread evenly, nothing dropped."""
+    rows = batch["frames"].shape[0]
+    keys = sample_keys(VALIDATION_SEED, number, jnp.arange(rows))
+    if isinstance(options, ReconstructionLoss):
+        return reconstruction_loss(model, params, _signed(batch["frames"][:, 0]), keys, options)
+    example = encode_batch(model, params, batch, keys, shards, size)
+    draws = draw_randomness(model, keys, example.latents.shape[1:], options)
+    # Multiples of the golden ratio cover [0, 1) evenly, however many there are.
+    place = (number * rows + jnp.arange(rows) + 0.5) * GOLDEN_RATIO % 1
+    timesteps = (place * model.config.schedule.num_train_timesteps).astype(jnp.int32)
+    kept = jnp.ones(rows, bool)
+    draws = draws._replace(timesteps=timesteps, has_image=kept, has_reference=kept)
+    return denoising_loss(model, params, example, draws, options)
+
+
+VALIDATION_SEED = 20311117  # the paper's number; no training seed is likely to meet it
+GOLDEN_RATIO = 0.6180339887
+LOSSES = {"denoising": DenoisingLoss, "reconstruction": ReconstructionLoss}
+COMPONENTS_OF_LOSS = {"denoising": COMPONENTS, "reconstruction": ("autoencoder",)}

@@ -1,0 +1,72 @@
+"""The optimizer as a chain of optax transformations, from its config."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import optax
+
+from animate_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """learning_rate is reached after `warmup` steps and then follows `schedule` to the last step,
+    where it is `final_fraction` of itself. clip_norm: of all gradients together, 0 for none.
+    moment_dtype: of AdamW's first moment. average_decay: of the averaged parameters that
+    validation and the finished model use, 0 for none."""
+
+    name: typing.Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = 1e-5
+    schedule: typing.Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = 0
+    final_fraction: float = 0.0
+    weight_decay: float = 1e-2
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    moment_dtype: typing.Literal["float32", "bfloat16"] = "float32"
+    average_decay: float = 0.0
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Step number -> learning rate."""
+    rate, rest = config.learning_rate, max(1, steps - config.warmup)
+    if config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(rate, rest, config.final_fraction)
+    elif config.schedule == "linear":
+        main = optax.linear_schedule(rate, rate * config.final_fraction, rest)
+    else:
+        main = optax.constant_schedule(rate)
+    if not config.warmup:
+        return main
+    # From one share, not from zero: a step that changes nothing would be wasted.
+    rise = optax.linear_schedule(rate / config.warmup, rate, config.warmup - 1)
+    return optax.join_schedules([rise, main], [config.warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping, then AdamW or Adafactor; raises UserError for values out of range."""
+    for name, low in (("learning_rate", 0), ("warmup", 0), ("clip_norm", 0), ("weight_decay", 0)):
+        if getattr(config, name) < low:
+            raise UserError(
+                f"config.optimizer.{name} is {getattr(config, name)}; give {low} or more"
+            )
+    if not 0 <= config.average_decay < 1:
+        raise UserError(f"config.optimizer.average_decay is {config.average_decay}, not in [0, 1)")
+    rate = learning_rate_schedule(config, steps)
+    if config.name == "adamw":
+        main = optax.adamw(
+            rate,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mu_dtype=config.moment_dtype,
+        )
+    else:
+        main = optax.adafactor(rate, weight_decay_rate=config.weight_decay or None)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, main)

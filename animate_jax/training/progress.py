@@ -1,0 +1,173 @@
+"""What people see of a run: a bar, a line now and then, and why it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+
+import jax
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from animate_jax.errors import UserError
+from animate_jax.parallel.chips import peak_flops
+from animate_jax.training.metrics import MetricsWriter
+from animate_jax.training.optimizer import learning_rate_schedule
+from animate_jax.training.stages import Stage, parameter_counts
+from animate_jax.training.step import Metrics
+
+
+class Progress:
+    """Follows the steps of a run; only the first process speaks and writes."""
+
+    def __init__(
+        self, stage: Stage, writer: MetricsWriter, workdir: epath.Path, first: int, show: bool
+    ):
+        self._stage, self._writer, self._workdir = stage, writer, workdir
+        self._config = stage.config
+        self._first_process = jax.process_index() == 0
+        self._rate = learning_rate_schedule(stage.optimizer_config, stage.config.steps)
+        self._flops = None
+        self._tracing = False
+        self._bar = tqdm(
+            total=stage.config.steps,
+            initial=first,
+            desc="training",
+            unit="step",
+            disable=not (show and self._first_process),
+            dynamic_ncols=True,
+        )
+        self._begin()
+        learned, frozen = parameter_counts(stage)
+        sizes = ", ".join(f"{size} {name}" for name, size in stage.mesh.shape.items())
+        self.say(f"{learned / 1e6:.1f} M parameters learn, {frozen / 1e6:.1f} M rest; mesh {sizes}")
+        if first:
+            self.say(f"going on after step {first}")
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self._first_process and not self._bar.disable:
+            tqdm.write(line)
+
+    def compile(self, step, state, frozen, batch):
+        """The step compiled for its arguments."""
+        start = time.monotonic()
+        compiled = step.lower(state, frozen, batch).compile()
+        costs = compiled.cost_analysis()
+        self._flops = (costs[0] if isinstance(costs, list) else costs or {}).get("flops")
+        memory = compiled.memory_analysis()
+        need = ""
+        if memory is not None:
+            size = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+            need = f", {size / 2**30:.2f} GiB a device"
+        self.say(f"compiled the step in {time.monotonic() - start:.0f} s{need}")
+        self._begin()
+        return compiled
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around the wait for a batch."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def trace(self, step: int) -> None:
+        """Starts and ends the trace that config.profile asks for."""
+        first, last = self._config.profile
+        if step == first and last >= first > 0:
+            jax.profiler.start_trace(str(self._workdir / "profile"))
+            self._tracing = True
+        if self._tracing and step == last + 1:
+            self._end_trace()
+
+    def _end_trace(self):
+        jax.profiler.stop_trace()
+        self._tracing = False
+        self.say(f"wrote a trace to {self._workdir / 'profile'}; TensorBoard shows it")
+
+    def stopped(self, step: int, metrics: Metrics) -> bool:
+        """Takes the metrics of a step, waiting for them; whether it was not to be taken."""
+        loss, norm, stopped = jax.device_get((metrics.loss, metrics.gradient_norm, metrics.stopped))
+        if stopped:
+            return True
+        self._losses.append(float(loss))
+        self._norms.append(float(norm))
+        self._bar.update()
+        if step % self._config.log_every == 0 or step == self._config.steps:
+            self._log(step)
+        return False
+
+    def _begin(self):
+        self._losses, self._norms = [], []
+        self._waited, self._started = 0.0, time.monotonic()
+
+    def _log(self, step):
+        seconds, count = time.monotonic() - self._started, len(self._losses)
+        values = {
+            "loss": np.mean(self._losses),
+            "gradient_norm": np.mean(self._norms),
+            "learning_rate": float(self._rate(step - 1)),
+            "samples_per_second": count * self._config.data.batch_size / seconds,
+            "seconds_per_step": seconds / count,
+            "data_wait": self._waited / seconds,
+        }
+        if self._flops:
+            rate = self._flops * count / seconds
+            values["tflops_per_device"] = rate / 1e12
+            if peak := peak_flops(self._stage.mesh.devices.flat[0]):
+                values["share_of_peak"] = rate / peak
+        statistics = jax.local_devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in statistics:
+            values["memory_gib"] = statistics["peak_bytes_in_use"] / 2**30
+        self._writer.write(step, values)
+        self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        self.say(
+            f"step {step}: loss {values['loss']:.4f}, gradient {values['gradient_norm']:.3g}, "
+            f"{values['samples_per_second']:.3g} samples/s, "
+            f"{100 * values['data_wait']:.0f} % of the time waiting for data"
+        )
+        self._begin()
+
+    def validate(self, validation, state, frozen, step: int) -> float:
+        """Validation loss and videos after a step, written and said; returns the loss."""
+        start = time.monotonic()
+        learned = state.learned if state.average is None else state.average
+        loss = validation.loss(learned, frozen)
+        values = {"validation_loss": loss}
+        if self._config.validation.videos:
+            values |= validation.videos(learned, frozen, self._workdir / "samples" / f"{step:07d}")
+        self._writer.write(step, values)
+        extra = "".join(
+            f", {name} {values[name]:.2f}" for name in values if name != "validation_loss"
+        )
+        self.say(f"step {step}: validation loss {loss:.5f}{extra}")
+        self._started += time.monotonic() - start  # not the training's time
+        return loss
+
+    def explain(self, step: int, metrics: Metrics) -> UserError:
+        """Writes which records made a step's loss impossible; returns the error to raise."""
+        losses, records, norm = jax.device_get(
+            (metrics.losses, metrics.records, metrics.gradient_norm)
+        )
+        rows = [
+            {"set": int(r[0]), "record": int(r[1]), "first_frame": int(r[2]), "loss": repr(loss)}
+            for r, loss in zip(records, losses.tolist())
+        ]
+        path = self._workdir / f"stopped_at_{step:07d}.json"
+        if self._first_process:
+            values = {"step": step, "gradient_norm": repr(float(norm)), "rows": rows}
+            path.write_text(json.dumps(values, indent=1) + "\n")
+        mean = float(np.mean(losses))
+        kind = "leapt to" if np.isfinite(mean) and np.isfinite(norm) else "is"
+        return UserError(
+            f"step {step}: the loss {kind} {mean:.4g} (gradient norm {float(norm):.4g}); the state"
+            f" before it is saved, and {path} names the batch's records"
+        )
+
+    def close(self) -> None:
+        if self._tracing:
+            self._end_trace()
+        self._bar.close()
+        self._writer.close()

@@ -1,0 +1,266 @@
+"""A stage made ready: its model, what it learns, where its parameters come from and lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from animate_jax.config import ModelConfig, MotionConfig, from_dict
+from animate_jax.data.config import DataConfig, data_config
+from animate_jax.diffusion.schedule import NoiseSchedule
+from animate_jax.errors import UserError
+from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.models.unet import REMAT_POLICIES
+from animate_jax.parallel.mesh import batch_shards, replicated
+from animate_jax.parallel.sharding import parameter_shardings, place
+from animate_jax.training.objective import (
+    COMPONENTS_OF_LOSS,
+    LOSSES,
+    DenoisingLoss,
+    ReconstructionLoss,
+    batch_loss,
+)
+from animate_jax.training.optimizer import OptimizerConfig, make_optimizer
+from animate_jax.training.parameters import (
+    Path,
+    cast,
+    learned_paths,
+    shapes_of,
+    split,
+    without_motion,
+)
+from animate_jax.training.step import (
+    Loss,
+    StepOptions,
+    TrainState,
+    initial_state,
+    make_step,
+    state_shardings,
+)
+from animate_jax.weights.model_directory import (
+    CONFIG,
+    directory_path,
+    in_motion,
+    load_model,
+    read_config,
+)
+
+MODEL = "model"  # inside a workdir: the finished stage as a model directory
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a config means on a mesh."""
+
+    config: ConfigDict
+    mesh: Mesh
+    model: AnimateAnyone
+    components: tuple[str, ...]
+    learned: frozenset[Path]
+    options: DenoisingLoss | ReconstructionLoss
+    optimizer_config: OptimizerConfig
+    optimizer: object
+    step_options: StepOptions
+    shardings: TrainState
+    frozen_shardings: dict
+
+    @property
+    def loss(self) -> Loss:
+        """(parameters, batch, keys) -> losses of the samples."""
+        return functools.partial(
+            batch_loss,
+            self.model,
+            options=self.options,
+            shards=batch_shards(self.mesh),
+            size=self.config.encode_pictures,
+        )
+
+    def make_step(self):
+        return make_step(self.loss, self.optimizer, self.step_options, self.mesh, self.shardings)
+
+    def new_state(self, learned: dict) -> TrainState:
+        """The state before the first step; call it inside `jax.set_mesh`."""
+        make = functools.partial(initial_state, optimizer=self.optimizer, options=self.step_options)
+        return jax.jit(make, out_shardings=self.shardings)(learned)
+
+    def state_shapes(self) -> TrainState:
+        """The state as jax.ShapeDtypeStruct with shardings, for restoring into."""
+        learned, _ = split(shapes_of(self.model.config, self.components), self.learned)
+        make = functools.partial(initial_state, optimizer=self.optimizer, options=self.step_options)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            jax.eval_shape(make, learned),
+            self.shardings,
+        )
+
+
+def make_stage(config: ConfigDict, mesh: Mesh) -> Stage:
+    """Checks the config and says what it means; no parameters are read.
+
+    Raises UserError for what does not fit.
+    """
+    _check(config)
+    components = COMPONENTS_OF_LOSS[config.objective]
+    model_config = _model_config(config)
+    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
+    shapes = shapes_of(model_config, components)
+    learned = learned_paths(shapes, model_config, config.learned, config.frozen)
+    optimizer_config = section(OptimizerConfig, config, "optimizer")
+    optimizer = make_optimizer(optimizer_config, config.steps)
+    step_options = StepOptions(
+        config.seed, config.accumulate, optimizer_config.average_decay, config.spike_factor
+    )
+    learned_shapes, frozen_shapes = split(shapes, learned)
+    rules = config.sharding, config.fsdp_min_size
+    return Stage(
+        config,
+        mesh,
+        AnimateAnyone(model_config, dtype, config.remat),
+        components,
+        learned,
+        section(LOSSES[config.objective], config, "loss"),
+        optimizer_config,
+        optimizer,
+        step_options,
+        state_shardings(learned_shapes, optimizer, step_options, mesh, *rules),
+        parameter_shardings(frozen_shapes, mesh, *rules),
+    )
+
+
+def section(cls, config: ConfigDict, name: str):
+    """A section of the config as its dataclass; raises UserError for values that do not fit."""
+    return from_dict(cls, config[name].to_dict(), f"config.{name}")
+
+
+def input_config(config: ConfigDict, **changes) -> DataConfig:
+    """The data section as a DataConfig; `path` becomes the only set where there is one."""
+    values = config.data.to_dict() | changes
+    path, sets = values.pop("path"), values["sets"]
+    if path and sets:
+        raise UserError("config.data has a path and sets; give one of the two")
+    if path:
+        values["sets"] = ({"path": path},)
+    elif not sets:
+        raise UserError("there is no training data; add --config.data.path=RECORDS")
+    return data_config(values)
+
+
+def _check(config):
+    choices = {
+        "objective": tuple(LOSSES),
+        "dtype": ("float32", "bfloat16"),
+        "remat": REMAT_POLICIES,
+    }
+    for name, known in choices.items():
+        if config[name] not in known:
+            raise UserError(f"config.{name} is {config[name]!r}; it can be one of {list(known)}")
+    for name in ("steps", "accumulate", "encode_pictures", "log_every", "checkpoint_every"):
+        if config[name] < 1:
+            raise UserError(f"config.{name} is {config[name]}; give at least 1")
+    if not config.learned:
+        raise UserError("config.learned is empty: nothing would be trained")
+
+
+def _model_config(config) -> ModelConfig:
+    given = None if config.model is None else _sized(config.model)
+    if config.init_from:
+        model = read_config(model_directory(config.init_from))
+        if given is not None and without_motion(given) != without_motion(model):
+            raise UserError(
+                f"config.model differs from the model in {config.init_from}; remove one of the two"
+            )
+    elif given is None:
+        raise UserError(
+            "there is nothing to start from; add --config.init_from=MODEL, which"
+            " `animate-jax convert sd15` makes, or set config.model for random parameters"
+        )
+    else:
+        model = given
+    if config.motion:
+        unet = dataclasses.replace(model.denoising_unet, motion=_motion(config, model, given))
+        model = dataclasses.replace(model, denoising_unet=unet)
+    else:
+        model = without_motion(model)
+    if config.schedule is not None:
+        schedule = from_dict(NoiseSchedule, dict(config.schedule), "config.schedule")
+        model = dataclasses.replace(model, schedule=schedule)
+    return model
+
+
+def _motion(config, model, given) -> MotionConfig:
+    """Of the model whose motion modules are taken, else of the one there is, else as asked for."""
+    if config.motion_from:
+        motion = read_config(model_directory(config.motion_from)).denoising_unet.motion
+        if motion is None:
+            raise UserError(f"{config.motion_from}: this model has no motion modules to take")
+        return motion
+    asked_for = given.denoising_unet.motion if given else None
+    return model.denoising_unet.motion or asked_for or MotionConfig()
+
+
+def _sized(values) -> ModelConfig:
+    plain = values.to_dict() if isinstance(values, ConfigDict) else values
+    return from_dict(ModelConfig, plain, "config.model")
+
+
+def model_directory(path: str | os.PathLike) -> epath.Path:
+    """The model directory that a path stands for: itself, or that of a finished workdir."""
+    directory = directory_path(path)
+    if (directory / MODEL / CONFIG).exists():
+        return directory / MODEL
+    if not (directory / CONFIG).exists() and (directory / "checkpoints").exists():
+        raise UserError(
+            f"{directory}: this training is not finished; finish it, or write its latest"
+            f" checkpoint as a model with: animate-jax train --workdir {directory} --write-model"
+        )
+    return directory
+
+
+def load_parameters(stage: Stage) -> tuple[dict, dict]:
+    """(learned float32, frozen in the compute dtype), read or drawn, on the devices."""
+    learned, frozen = split(source_parameters(stage, stage.components), stage.learned)
+    return cast(learned, jnp.float32), cast(frozen, stage.model.dtype)
+
+
+def source_parameters(stage: Stage, components: Sequence[str]) -> dict:
+    """What the stage starts from, in the dtypes it is stored in; drawn where nothing is stored."""
+    config = stage.config
+    shapes = flatten_dict(shapes_of(stage.model.config, components))
+    rules = config.sharding, config.fsdp_min_size
+    shardings = flatten_dict(parameter_shardings(unflatten_dict(shapes), stage.mesh, *rules))
+    whole = replicated(stage.mesh)
+
+    def read(path):
+        where = lambda name: shardings.get(tuple(name.split("/")), whole)  # noqa: E731
+        params = load_model(model_directory(path), components=components, shardings=where)[1]
+        return flatten_dict(params)
+
+    leaves = {}
+    if config.init_from:
+        leaves = {p: x for p, x in read(config.init_from).items() if p in shapes}
+    if config.motion_from and config.motion and "denoising_unet" in components:
+        leaves |= {p: x for p, x in read(config.motion_from).items() if in_motion(p)}
+    missing = set(shapes) - set(leaves)
+    for component in sorted({path[0] for path in missing}):
+        drawn = flatten_dict(stage.model.init(config.seed, (component,)))
+        for path, array in drawn.items():
+            if path in missing:
+                leaves[path] = place(array, shardings[path])
+    return unflatten_dict(leaves)
+
+
+def parameter_counts(stage: Stage) -> tuple[int, int]:
+    """How many parameters learn, and how many rest."""
+    counts = [0, 0]
+    for path, leaf in flatten_dict(shapes_of(stage.model.config, stage.components)).items():
+        counts[path not in stage.learned] += leaf.size
+    return tuple(counts)

@@ -1,0 +1,184 @@
+"""The training loop: the same on a laptop and on every process of a pod.
+
+State, data and randomness are functions of the step, so a run that was interrupted goes on as if it
+had not been. The host reads the metrics of a step while the next one is under way.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict
+
+from animate_jax.data.input import training_batches
+from animate_jax.errors import Terminated, UserError
+from animate_jax.models.animate_anyone import COMPONENTS
+from animate_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
+from animate_jax.training import checkpoint
+from animate_jax.training.metrics import MetricsWriter
+from animate_jax.training.parameters import merge
+from animate_jax.training.progress import Progress
+from animate_jax.training.stages import (
+    MODEL,
+    Stage,
+    input_config,
+    load_parameters,
+    make_stage,
+    source_parameters,
+)
+from animate_jax.training.validation import Validation
+from animate_jax.weights.model_directory import directory_path, save_model
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = True) -> None:
+    """Trains a stage in `workdir`, or goes on with it, and writes the finished model into it.
+
+    All processes of a pod call it together, after `jax.distributed.initialize`. Raises UserError
+    for what does not fit and where a loss is not finite or leaps; Terminated after SIGTERM.
+    """
+    workdir = directory_path(workdir)
+    mesh = make_mesh(config.mesh.to_dict())
+    with jax.set_mesh(mesh), _precision(config), _terminated() as terminated:
+        stage = make_stage(config, mesh)
+        state, frozen = _run(stage, workdir, terminated, progress)
+        del frozen  # written from its source, which may be more precise
+        write_model(stage, state, workdir)
+
+
+def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
+    config = stage.config
+    data = input_config(config)
+    _check_batch(data.batch_size, config.accumulate, batch_shards(stage.mesh))
+    own = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = training_batches(data, **own)
+    validation = Validation(stage) if config.validation.every else None
+    manager = checkpoint.open_checkpoints(
+        workdir,
+        every=config.checkpoint_every,
+        keep_last=config.keep_last,
+        keep_best=config.keep_best if validation else 0,
+    )
+    with contextlib.closing(manager), contextlib.closing(batches):
+        learned, frozen = load_parameters(stage)
+        state = stage.new_state(learned)
+        first = manager.latest_step() or 0
+        if first:
+            state, position = checkpoint.restore(manager, stage.state_shapes())
+            state = state.replace(stopped=jnp.zeros_like(state.stopped))
+            batches.set_state(position)
+        writer = MetricsWriter(workdir, first)
+        sharding = batch_sharding(stage.mesh)
+        plain_config = json.loads(config.to_json_best_effort())
+        train_step, under_way = None, collections.deque()
+        progress = Progress(stage, writer, workdir, first, show)
+        with contextlib.closing(progress):
+            for step in range(first + 1, config.steps + 1):
+                with progress.waiting():
+                    rows = next(batches)
+                batch = {
+                    name: jax.make_array_from_process_local_data(sharding, x)
+                    for name, x in rows.items()
+                }
+                if train_step is None:
+                    train_step = progress.compile(stage.make_step(), state, frozen, batch)
+                progress.trace(step)
+                state, metrics = train_step(state, frozen, batch)
+                under_way.append((step, metrics))
+
+                last, ended = step == config.steps, terminated.is_set()
+                evaluate = validation and (last or step % config.validation.every == 0)
+                save = last or ended or manager.should_save(step)
+                while len(under_way) > (0 if evaluate or save else 1):
+                    number, metrics = under_way.popleft()
+                    if progress.stopped(number, metrics):
+                        # The state is that before the step, which changed nothing.
+                        kept = number - 1
+                        _save(manager, state, kept, plain_config, force=True)
+                        manager.wait_until_finished()
+                        raise progress.explain(number, metrics)
+                loss = None
+                if evaluate:
+                    loss = progress.validate(validation, state, frozen, step)
+                if save:
+                    writer.flush()  # first: a checkpoint without its log would leave a gap
+                    _save(manager, state, step, plain_config, loss, force=last or ended)
+                if ended or (not last and manager.reached_preemption(step)):
+                    manager.wait_until_finished()
+                    raise Terminated(
+                        f"told to end after step {step}, which is saved; the same command goes on"
+                    )
+    return state, frozen
+
+
+def write_latest(config: ConfigDict, workdir: str | os.PathLike) -> None:
+    """Writes the latest checkpoint of a workdir as its model, finished or not.
+
+    Raises UserError where there is no checkpoint.
+    """
+    workdir = directory_path(workdir)
+    mesh = make_mesh(config.mesh.to_dict())
+    with jax.set_mesh(mesh):
+        stage = make_stage(config, mesh)
+        with contextlib.closing(checkpoint.open_checkpoints(workdir)) as manager:
+            if manager.latest_step() is None:
+                raise UserError(f"{workdir}: there is no checkpoint to write a model from")
+            state, _ = checkpoint.restore(manager, stage.state_shapes())
+        write_model(stage, state, workdir)
+
+
+def _save(manager, state, step, config, loss=None, *, force=False):
+    position = {"next_batch": step}  # a step takes one batch
+    checkpoint.save(manager, state, step, position, config, validation_loss=loss, force=force)
+
+
+def _check_batch(batch_size, accumulate, shards):
+    if batch_size % (shards * accumulate):
+        raise UserError(
+            f"a batch of {batch_size} does not split into {accumulate} parts over {shards} devices;"
+            f" make config.data.batch_size a multiple of {shards * accumulate}"
+        )
+
+
+def write_model(stage: Stage, state, workdir: epath.Path) -> None:
+    """Writes WORKDIR/model: what was learnt, averaged if it was, and the rest as it came."""
+    learned = state.learned if state.average is None else state.average
+
+    def component(name):
+        tree = source_parameters(stage, (name,))
+        if name in learned:
+            tree[name] = merge(learned[name], tree[name])
+        return tree[name]
+
+    parts = ((name, lambda name=name: component(name)) for name in COMPONENTS)
+    save_model(workdir / MODEL, stage.model.config, parts, overwrite=True)
+
+
+def _precision(config):
+    # Accelerators multiply float32 in lower precision unless told not to.
+    return jax.default_matmul_precision("float32" if config.dtype == "float32" else None)
+
+
+@contextlib.contextmanager
+def _terminated():
+    """An event that SIGTERM sets, in place of ending the process.
+
+    The processes of a pod have to save the same step: there Orbax learns of the signal from
+    jax.distributed, which needs it for itself.
+    """
+    event = threading.Event()
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

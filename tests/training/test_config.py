@@ -1,0 +1,58 @@
+"""Config files and what the command line changes in them."""
+
+from pathlib import Path
+
+import pytest
+
+from animate_jax.errors import UserError
+from animate_jax.training.config import load_config, split_overrides
+
+STAGES = sorted(path.stem for path in Path("configs").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_shipped_configs_load_locked(name):
+    config = load_config(f"configs/{name}.py")
+    with pytest.raises(KeyError):
+        config.optimizer.learning_rat = 1.0
+
+
+def test_overrides_keep_types():
+    overrides, rest = split_overrides(
+        ["--config.optimizer.learning_rate=1", "--workdir", "w", "--config.seed", "7"]
+        + ["--config.data.path=a=b", "--config.mesh.fsdp=4", "--config.data.zoom=(0.5, 1.0)"]
+    )
+    assert rest == ["--workdir", "w"]
+    config = load_config("configs/stage1.py", overrides)
+    assert config.optimizer.learning_rate == 1.0
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert (config.seed, config.data.path, config.mesh.fsdp) == (7, "a=b", 4)
+    assert config.data.zoom == (0.5, 1.0)
+    assert config.data.batch_size == 64  # as the file says
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("optimizer.learning_rat=1", "no such key"),
+        ("nothing.here=1", "no such key"),
+        ("data=1", "is a section"),
+        ("steps=many", "cannot be read as a int"),
+        ("steps=1.5", "of type int"),
+        ("seed=(1, 2)", "of type int"),
+    ],
+)
+def test_bad_overrides(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config("configs/stage1.py", [override])
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(UserError, match="no such config"):
+        load_config(tmp_path / "none.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match="no get_config"):
+        load_config(tmp_path / "empty.py")
+    (tmp_path / "broken.py").write_text("def get_config(:")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_config(tmp_path / "broken.py")

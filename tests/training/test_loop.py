@@ -1,0 +1,157 @@
+"""The loop with a loss that compiles at once: going on, stopping, what is kept and told."""
+
+import json
+import os
+import signal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick_training import CONFIG, LEARNED, quick_loss
+
+from animate_jax.errors import Terminated, UserError
+from animate_jax.training import train as loop
+from animate_jax.training.checkpoint import stored_config
+from animate_jax.training.config import load_config, workdir_config
+from animate_jax.training.metrics import read_metrics
+from animate_jax.training.stages import Stage
+from animate_jax.weights.model_directory import load_model
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(Stage, "loss", property(lambda stage: quick_loss))
+
+
+def config(records, *overrides):
+    return load_config(
+        CONFIG,
+        [f"data.path={records}", LEARNED, *overrides],
+    )
+
+
+def kernel(workdir):
+    _, params = load_model(workdir / "model", components=("pose_guider",))
+    return np.asarray(params["pose_guider"]["conv_in"]["kernel"])
+
+
+def losses(workdir):
+    return {row["step"]: row["loss"] for row in read_metrics(workdir) if "loss" in row}
+
+
+def test_going_on_is_as_if_nothing_had_happened(quick, records, tmp_path, monkeypatch):
+    loop.train(config(records), tmp_path / "whole", progress=False)
+    assert sorted(losses(tmp_path / "whole")) == list(range(1, 13))
+
+    class Died(Exception):
+        pass
+
+    with monkeypatch.context() as patch:  # the first part ends between two checkpoints
+        patch.setattr(loop, "training_batches", dying_after(loop.training_batches, 7, Died))
+        with pytest.raises(Died):
+            loop.train(config(records), tmp_path / "parts", progress=False)
+    loop.train(config(records), tmp_path / "parts", progress=False)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert np.array_equal(kernel(tmp_path / "parts"), kernel(tmp_path / "whole"))
+    assert not np.array_equal(kernel(tmp_path / "whole"), 0)
+
+
+def dying_after(make, count, error):
+    def wrapped(*arguments, **options):
+        batches = make(*arguments, **options)
+        take, taken = batches.__next__, []
+
+        class Dying:
+            def __next__(self):
+                taken.append(1)
+                if len(taken) > count:
+                    raise error
+                return take()
+
+            def __getattr__(self, name):
+                return getattr(batches, name)
+
+        return Dying()
+
+    return wrapped
+
+
+def test_sigterm_saves_first(quick, records, tmp_path):
+    loop.train(config(records), tmp_path / "whole", progress=False)
+
+    def trace(self, step):
+        if step == 5:  # an odd one, at which no checkpoint is due
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("animate_jax.training.progress.Progress.trace", trace)
+        with pytest.raises(Terminated, match="after step 5"):
+            loop.train(config(records), tmp_path / "ended", progress=False)
+    assert (tmp_path / "ended" / "checkpoints" / "5").exists()
+    loop.train(config(records), tmp_path / "ended", progress=False)
+    assert losses(tmp_path / "ended") == losses(tmp_path / "whole")
+    assert np.array_equal(kernel(tmp_path / "ended"), kernel(tmp_path / "whole"))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_bad_loss_names_the_records_and_keeps_the_state(records, tmp_path, monkeypatch):
+    def loss(params, batch, keys):
+        poison = jnp.where(batch["record"][:, 1] == 3, jnp.nan, 0.0)
+        return params["pose_guider"]["conv_in"]["kernel"].mean() ** 2 + poison
+
+    monkeypatch.setattr(Stage, "loss", property(lambda stage: loss))
+    with pytest.raises(UserError, match="the loss is nan") as error:
+        loop.train(config(records, "data.batch_size=2"), tmp_path, progress=False)
+    (path,) = tmp_path.glob("stopped_at_*.json")
+    assert path.name in str(error.value)
+    told = json.loads(path.read_text())
+    assert [row["record"] == 3 for row in told["rows"]] == [
+        row["loss"] == "nan" for row in told["rows"]
+    ]
+    assert 3 in [row["record"] for row in told["rows"]]
+    assert (tmp_path / "checkpoints" / str(told["step"] - 1)).exists() or told["step"] == 1
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(quick, records, tmp_path, monkeypatch):
+    values = iter([3.0, 1.0, 2.0, 5.0, 4.0, 6.0])
+    monkeypatch.setattr("animate_jax.training.validation.Validation.loss", lambda *_: next(values))
+    settings = config(records, "validation.every=2", "validation.videos=0", "keep_last=2")
+    loop.train(settings, tmp_path, progress=False)
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [4, 10, 12]  # the lowest validation loss was after step 4
+    assert stored_config(tmp_path)["keep_last"] == 2
+    again = workdir_config(tmp_path)
+    assert again.to_json_best_effort() == settings.to_json_best_effort()
+    assert again.learned == settings.learned
+
+
+def test_latest_checkpoint_becomes_a_model(quick, records, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_batches", dying_after(loop.training_batches, 7, KeyError))
+        with pytest.raises(KeyError):
+            loop.train(config(records), tmp_path, progress=False)
+    assert not (tmp_path / "model").exists()
+    loop.write_latest(workdir_config(tmp_path), tmp_path)
+    assert kernel(tmp_path).shape == (3, 3, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["data.path="], "no training data"),
+        (["data.batch_size=7"], None),
+        (["data.batch_size=7", "accumulate=2"], "does not split"),
+        (["mesh.tensor=3"], "does not fit"),
+        (["learned=('^nothing/',)"], "matches no parameter"),
+        (["dtype=float16"], "config.dtype is 'float16'"),
+        (["optimizer.name=sgd"], "config.optimizer.name is 'sgd'"),
+        (["init_from=nowhere"], "no such model directory"),
+        (["steps=0"], "config.steps is 0"),
+    ],
+)
+def test_bad_configs(quick, records, tmp_path, overrides, message):
+    if message is None:
+        return loop.train(config(records, "steps=1", *overrides), tmp_path, progress=False)
+    with pytest.raises(UserError, match=message):
+        loop.train(config(records, *overrides), tmp_path, progress=False)
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,87 @@
+"""Killed, joined by a second process, abandoned by it: a run ends with the same numbers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from quick_training import command
+
+from animate_jax.training.metrics import read_metrics
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from interruptions import compare, interrupt  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    root, tests = Path(__file__).parents[2], Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (root, tests))))
+
+
+def test_killed_twice_it_ends_with_the_same_parameters(records, tmp_path):
+    assert interrupt(command(records, "steps=40"), tmp_path, kills=2, seed=1)
+
+
+def start(arguments, workdir, devices, process=None, address=None):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    arguments = [*arguments, "--workdir", str(workdir)]
+    if process is not None:
+        arguments += ["--coordinator", address, "--processes", "2", "--process", str(process)]
+    return subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def start_pair(arguments, workdir):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    return [start(arguments, workdir, 4, number, address) for number in range(2)]
+
+
+def losses(workdir):
+    return [row["loss"] for row in read_metrics(workdir)]
+
+
+def test_two_processes_are_as_one_and_one_alone_does_not_hang(records, tmp_path):
+    arguments = command(records, "steps=40", "data.batch_size=16")
+    one = start(arguments, tmp_path / "one", 8)
+    assert one.wait(300) == 0, one.stdout.read()
+    pair = start_pair(arguments, tmp_path / "pair")
+    for process in pair:
+        assert process.wait(300) == 0, process.stdout.read()
+    assert losses(tmp_path / "pair") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+    assert len(losses(tmp_path / "one")) == 40
+
+    first, second = start_pair(arguments, tmp_path / "alone")
+    checkpoints = tmp_path / "alone" / "checkpoints"
+    while not (checkpoints.exists() and any(p.name.isdecimal() for p in checkpoints.iterdir())):
+        assert first.poll() is None, first.stdout.read()
+        time.sleep(0.01)
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    assert first.wait(90) != 0
+    assert time.monotonic() - killed < 60
+    assert "process" in first.stdout.read()
+    pair = start_pair(arguments, tmp_path / "alone")
+    for process in pair:
+        assert process.wait(300) == 0, process.stdout.read()
+    assert compare(tmp_path / "pair", tmp_path / "alone")
+
+
+def test_it_goes_on_with_another_number_of_devices(records, tmp_path):
+    arguments = command(records, "mesh.fsdp=4", "mesh.data=-1", "fsdp_min_size=1")
+    whole = start([*arguments, "--config.steps=8"], tmp_path / "whole", 8)
+    assert whole.wait(300) == 0, whole.stdout.read()
+    for steps, devices in ((4, 8), (6, 4), (8, 8)):
+        part = start([*arguments, f"--config.steps={steps}"], tmp_path / "parts", devices)
+        assert part.wait(300) == 0, part.stdout.read()
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)

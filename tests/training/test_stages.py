@@ -1,0 +1,85 @@
+"""Both stages for real, one after the other: what moves, what rests, and what is written."""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax.traverse_util import flatten_dict
+from PIL import Image
+from small_model import small_model
+
+from animate_jax import AnimateAnyonePipeline
+from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.training.checkpoint import open_checkpoints
+from animate_jax.training.config import load_config
+from animate_jax.training.metrics import read_metrics
+from animate_jax.training.train import train
+from animate_jax.video.reading import read_frames
+from animate_jax.weights.model_directory import load_model
+
+LEARNED = ("denoising_unet", "reference_unet", "pose_guider")
+
+
+@pytest.fixture(scope="module")
+def first_stage(records, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("stage1")
+    overrides = ["steps=3", "validation.every=3", "validation.batches=1", "validation.videos=1"]
+    overrides += ["validation.frames=2", "validation.steps=2", f"data.path={records}"]
+    train(load_config("tests/small_stage1.py", overrides), workdir, progress=False)
+    return workdir
+
+
+def leaves(model):
+    return {path: np.asarray(x) for path, x in flatten_dict(load_model(model)[1]).items()}
+
+
+def test_stage_1_leaves_autoencoder_and_image_encoder_alone(first_stage):
+    written = leaves(first_stage / "model")
+    start = flatten_dict(AnimateAnyone(small_model()).init(0))
+    assert not any("motion_modules_0" in path for path in written)
+    rested = [path for path in written if np.array_equal(written[path], start[path])]
+    for component in ("autoencoder", "image_encoder"):
+        assert {p for p in written if p[0] == component} <= set(rested)
+    still = [path for path in rested if path[0] in LEARNED]
+    # Queries and keys over the one image token, the norm before them, the ReferenceNet's end.
+    assert 0 < len(still) < 60
+    assert all("transformer_blocks_0" in p or "proj_out" in p for p in still)
+
+
+def test_validation_is_written(first_stage):
+    row = read_metrics(first_stage)[-1]
+    assert row["step"] == 3 and 0 < row["validation_loss"] < 10
+    assert 0 < row["sample_psnr"] < 60
+    samples = first_stage / "samples" / "0000003"
+    frames = list(read_frames(samples / "00.mp4"))
+    assert len(frames) == 2 and frames[0].shape == (32, 4 * 32, 3)
+    with Image.open(samples / "sheet.png") as sheet:
+        assert sheet.size == (2 * 4 * 32, 32)
+        panels = np.asarray(sheet)[:, : 4 * 32].reshape(32, 4, 32, 3).swapaxes(0, 1)
+    reference, skeleton, _, truth = panels
+    assert (skeleton == 0).all(-1).mean() > 0.5 > (truth == 0).all(-1).mean()
+    assert np.abs(reference.astype(int) - truth).mean() < 40  # of the same clip
+
+
+def test_stage_2_moves_motion_modules_only(first_stage, records, tmp_path):
+    overrides = [f"init_from={first_stage}", "motion=True", "data.frames=2", "data.batch_size=2"]
+    overrides += ["learned=('motion_modules_',)", "steps=3", f"data.path={records}"]
+    overrides += ["data.stride=1"]
+    train(load_config("tests/small_stage1.py", overrides), tmp_path, progress=False)
+    before, after = leaves(first_stage / "model"), leaves(tmp_path / "model")
+    assert all(np.array_equal(after[path], before[path]) for path in before)
+    new = {path for path in after if path not in before}
+    assert len(new) > 100 and all(any("motion_modules" in n for n in path) for path in new)
+    config, _ = load_model(tmp_path / "model", components=())
+    start = flatten_dict(AnimateAnyone(config).init(0, ("denoising_unet",)))
+    moved = {path for path in new if not np.array_equal(after[path], start[path])}
+    assert {path for path in new - moved} == {path for path in new if path[-1] == "pe"}
+
+    with open_checkpoints(tmp_path) as manager:
+        items = ocp.args.Composite(state=ocp.args.StandardRestore())
+        state = manager.restore(manager.latest_step(), args=items).state
+    kept = jax.tree_util.tree_flatten_with_path((state["learned"], state["optimizer"]))[0]
+    arrays = [path for path, x in kept if np.ndim(x) > 0]
+    assert len(arrays) == 3 * len(moved)  # a parameter and its two moments
+    assert all("motion_modules" in jax.tree_util.keystr(path) for path in arrays)
+    AnimateAnyonePipeline.from_pretrained(tmp_path / "model")
