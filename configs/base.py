@@ -29,6 +29,10 @@ def get_config() -> ConfigDict:
     config.motion_from = ""
     config.schedule = None  # a dictionary in place of the model's noise schedule
 
+    # Whether the finished autoencoder's latents are scaled anew to vary by one: for one that was
+    # trained from nothing, not for one that denoisers already know.
+    config.measure_scaling_factor = False
+
     # Paths by regular expression; the second list takes away from what the first one finds.
     config.learned = ()
     config.frozen = ()

@@ -27,7 +27,7 @@ def get_config():
     config.mesh.data, config.mesh.fsdp = -1, 1
     config.loss.min_snr_gamma = 0.0
     config.loss.noise_offset = 0.0
-    return one_clip(config, steps=3000, learning_rate=1e-3)
+    return one_clip(config, steps=3000, learning_rate=2e-3)
 
 
 def one_clip(config, steps, learning_rate):
@@ -35,12 +35,12 @@ def one_clip(config, steps, learning_rate):
     config.model = to_dict(model())
     config.steps = steps
     config.dtype, config.remat = "float32", "none"
-    config.encode_pictures = 16
+    config.encode_pictures = 8
     config.optimizer.learning_rate = learning_rate
     config.optimizer.schedule, config.optimizer.warmup = "cosine", 100
     config.optimizer.average_decay = 0.99
     config.data.height = config.data.width = 64
-    config.data.batch_size = 16
+    config.data.batch_size = 8
     config.data.workers = 2
     config.data.crop, config.data.zoom, config.data.flip = "pad", (1.0, 1.0), 0.0
     config.data.margin = 0
@@ -67,10 +67,7 @@ def model() -> ModelConfig:
         reference_unet=dataclasses.replace(unet, output=False),
         pose_guider=PoseGuiderConfig(channels=(8, 16, 24, 32), out_channels=32),
         autoencoder=AutoencoderConfig(
-            block_out_channels=(16, 32, 32, 32),
-            layers_per_block=1,
-            norm_groups=8,
-            scaling_factor=1.0,
+            block_out_channels=(8, 16, 32, 64), layers_per_block=1, norm_groups=4
         ),
         image_encoder=ImageEncoderConfig(
             hidden_size=32,

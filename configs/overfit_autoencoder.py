@@ -5,4 +5,5 @@ from configs import autoencoder, overfit
 
 def get_config():
     config = autoencoder.get_config()
-    return overfit.one_clip(config, steps=1500, learning_rate=2e-3)
+    config.measure_scaling_factor = True
+    return overfit.one_clip(config, steps=2000, learning_rate=4e-3)

@@ -41,30 +41,33 @@ def axis_sizes(wanted: Mapping[str, int], devices: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def make_mesh(
-    wanted: Mapping[str, int], devices: Sequence[jax.Device] | None = None, slices: int = 0
-) -> Mesh:
+def make_mesh(wanted: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices`, by default all, with axes AXES; sizes as in `axis_sizes`.
 
-    slices: how many slices of a pod the devices belong to; 0 asks them.
+    Devices of several slices of a pod are joined along `data`. Raises UserError where the sizes do
+    not fit.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    grid = device_grid(wanted, list(jax.devices() if devices is None else devices))
+    # Explicit axes would refuse convolutions with split kernels.
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_grid(wanted: Mapping[str, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices as an array of the mesh's sizes, neighbours in the network beside each other."""
     sizes = axis_sizes(wanted, len(devices))
-    slices = slices or len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
     if slices > 1:
         if sizes[0] % slices:
             raise UserError(
-                f"{slices} slices are joined along data, whose size {sizes[0]} they do not divide"
+                f"{slices} slices are joined along data, whose size {sizes[0]} they do not divide;"
+                f" make config.mesh.data a multiple of {slices}"
             )
         inside = (sizes[0] // slices, *sizes[1:])
         across = (slices, *[1] * (len(AXES) - 1))
-        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
-    elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    else:
-        grid = np.array(devices).reshape(sizes)
-    # Explicit axes would refuse convolutions with split kernels.
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        return mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+    if devices[0].platform == "tpu":
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return np.array(devices).reshape(sizes)
 
 
 def batch_shards(mesh: Mesh) -> int:

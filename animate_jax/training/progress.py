@@ -133,11 +133,12 @@ class Progress:
     def validate(self, validation, state, frozen, step: int) -> float:
         """Validation loss and videos after a step, written and said; returns the loss."""
         start = time.monotonic()
-        learned = state.learned if state.average is None else state.average
-        loss = validation.loss(learned, frozen)
+        loss = validation.loss(state.result, frozen)
         values = {"validation_loss": loss}
         if self._config.validation.videos:
-            values |= validation.videos(learned, frozen, self._workdir / "samples" / f"{step:07d}")
+            values |= validation.videos(
+                state.result, frozen, self._workdir / "samples" / f"{step:07d}"
+            )
         self._writer.write(step, values)
         extra = "".join(
             f", {name} {values[name]:.2f}" for name in values if name != "validation_loss"

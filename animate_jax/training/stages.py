@@ -88,9 +88,9 @@ class Stage:
         return make_step(self.loss, self.optimizer, self.step_options, self.mesh, self.shardings)
 
     def new_state(self, learned: dict) -> TrainState:
-        """The state before the first step; call it inside `jax.set_mesh`."""
+        """The state before the first step, which takes over the arrays of `learned`."""
         make = functools.partial(initial_state, optimizer=self.optimizer, options=self.step_options)
-        return jax.jit(make, out_shardings=self.shardings)(learned)
+        return jax.jit(make, out_shardings=self.shardings, donate_argnums=0)(learned)
 
     def state_shapes(self) -> TrainState:
         """The state as jax.ShapeDtypeStruct with shardings, for restoring into."""
@@ -174,7 +174,7 @@ def _model_config(config) -> ModelConfig:
     given = None if config.model is None else _sized(config.model)
     if config.init_from:
         model = read_config(model_directory(config.init_from))
-        if given is not None and without_motion(given) != without_motion(model):
+        if given is not None and _sizes(given) != _sizes(model):
             raise UserError(
                 f"config.model differs from the model in {config.init_from}; remove one of the two"
             )
@@ -194,6 +194,12 @@ def _model_config(config) -> ModelConfig:
         schedule = from_dict(NoiseSchedule, dict(config.schedule), "config.schedule")
         model = dataclasses.replace(model, schedule=schedule)
     return model
+
+
+def _sizes(model: ModelConfig) -> ModelConfig:
+    """The model without what stages change: motion modules, and the measured scale of latents."""
+    autoencoder = dataclasses.replace(model.autoencoder, scaling_factor=1.0)
+    return dataclasses.replace(without_motion(model), autoencoder=autoencoder)
 
 
 def _motion(config, model, given) -> MotionConfig:

@@ -43,6 +43,11 @@ class TrainState:
     usual_loss: jax.Array  # float32 (), its average over recent steps
     stopped: jax.Array  # bool (): a loss was not finite or leapt; no later step changes anything
 
+    @property
+    def result(self) -> dict:
+        """What has been learnt: averaged over time, if it was."""
+        return self.learned if self.average is None else self.average
+
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -16,13 +17,16 @@ import threading
 import jax
 import jax.numpy as jnp
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from animate_jax.config import ModelConfig
 from animate_jax.data.input import training_batches
 from animate_jax.errors import Terminated, UserError
 from animate_jax.models.animate_anyone import COMPONENTS
 from animate_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
 from animate_jax.training import checkpoint
+from animate_jax.training.latent_scale import measure_scaling_factor
 from animate_jax.training.metrics import MetricsWriter
 from animate_jax.training.parameters import merge
 from animate_jax.training.progress import Progress
@@ -34,6 +38,7 @@ from animate_jax.training.stages import (
     make_stage,
     source_parameters,
 )
+from animate_jax.training.step import TrainState
 from animate_jax.training.validation import Validation
 from animate_jax.weights.model_directory import directory_path, save_model
 
@@ -49,8 +54,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = Tr
     with jax.set_mesh(mesh), _precision(config), _terminated() as terminated:
         stage = make_stage(config, mesh)
         state, frozen = _run(stage, workdir, terminated, progress)
+        model_config = stage.model.config
+        if config.measure_scaling_factor:
+            factor = measure_scaling_factor(stage, state.result, frozen)
+            autoencoder = dataclasses.replace(model_config.autoencoder, scaling_factor=factor)
+            model_config = dataclasses.replace(model_config, autoencoder=autoencoder)
         del frozen  # written from its source, which may be more precise
-        write_model(stage, state, workdir)
+        write_model(stage, state, workdir, model_config)
 
 
 def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
@@ -67,18 +77,24 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
         keep_best=config.keep_best if validation else 0,
     )
     with contextlib.closing(manager), contextlib.closing(batches):
+        plain_config = json.loads(config.to_json_best_effort())
         learned, frozen = load_parameters(stage)
-        state = stage.new_state(learned)
         first = manager.latest_step() or 0
+        changed = []
         if first:
+            del learned
             state, position = checkpoint.restore(manager, stage.state_shapes())
             state = state.replace(stopped=jnp.zeros_like(state.stopped))
             batches.set_state(position)
+            changed = changed_keys(checkpoint.stored_config(workdir), plain_config)
+        else:
+            state = stage.new_state(learned)  # which takes the arrays over
         writer = MetricsWriter(workdir, first)
         sharding = batch_sharding(stage.mesh)
-        plain_config = json.loads(config.to_json_best_effort())
         train_step, under_way = None, collections.deque()
         progress = Progress(stage, writer, workdir, first, show)
+        if changed:
+            progress.say(f"changed since the last checkpoint: {', '.join(changed)}")
         with contextlib.closing(progress):
             for step in range(first + 1, config.steps + 1):
                 with progress.waiting():
@@ -131,12 +147,19 @@ def write_latest(config: ConfigDict, workdir: str | os.PathLike) -> None:
             if manager.latest_step() is None:
                 raise UserError(f"{workdir}: there is no checkpoint to write a model from")
             state, _ = checkpoint.restore(manager, stage.state_shapes())
-        write_model(stage, state, workdir)
+        write_model(stage, state, workdir, stage.model.config)
 
 
 def _save(manager, state, step, config, loss=None, *, force=False):
     position = {"next_batch": step}  # a step takes one batch
     checkpoint.save(manager, state, step, position, config, validation_loss=loss, force=force)
+
+
+def changed_keys(before: dict, now: dict) -> list[str]:
+    """`key.subkey: old -> new` of everything that differs between two configs as plain data."""
+    before, now = (flatten_dict(values, sep=".") for values in (before, now))
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys]
 
 
 def _check_batch(batch_size, accumulate, shards):
@@ -147,18 +170,19 @@ def _check_batch(batch_size, accumulate, shards):
         )
 
 
-def write_model(stage: Stage, state, workdir: epath.Path) -> None:
-    """Writes WORKDIR/model: what was learnt, averaged if it was, and the rest as it came."""
-    learned = state.learned if state.average is None else state.average
+def write_model(
+    stage: Stage, state: TrainState, workdir: epath.Path, model_config: ModelConfig
+) -> None:
+    """Writes WORKDIR/model: what was learnt, and the rest as it came."""
 
     def component(name):
         tree = source_parameters(stage, (name,))
-        if name in learned:
-            tree[name] = merge(learned[name], tree[name])
+        if name in state.result:
+            tree[name] = merge(state.result[name], tree[name])
         return tree[name]
 
     parts = ((name, lambda name=name: component(name)) for name in COMPONENTS)
-    save_model(workdir / MODEL, stage.model.config, parts, overwrite=True)
+    save_model(workdir / MODEL, model_config, parts, overwrite=True)
 
 
 def _precision(config):

@@ -1,5 +1,6 @@
 """The loop with a loss that compiles at once: going on, stopping, what is kept and told."""
 
+import argparse
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from quick_training import CONFIG, LEARNED, quick_loss
 
+from animate_jax.cli import main
+from animate_jax.commands.run import run
 from animate_jax.errors import Terminated, UserError
 from animate_jax.training import train as loop
 from animate_jax.training.checkpoint import stored_config
@@ -155,3 +158,24 @@ def test_bad_configs(quick, records, tmp_path, overrides, message):
     with pytest.raises(UserError, match=message):
         loop.train(config(records, *overrides), tmp_path, progress=False)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_changed_since_the_checkpoint_is_told(quick, records, tmp_path, capsys):
+    loop.train(config(records, "steps=2"), tmp_path, progress=False)
+    before = stored_config(tmp_path)
+    assert loop.changed_keys(before, before) == []
+    now = json.loads(config(records, "optimizer.learning_rate=0.1").to_json_best_effort())
+    told = loop.changed_keys(before, now)
+    assert told == ["optimizer.learning_rate: 0.001 -> 0.1", "steps: 2 -> 12"]
+
+
+def test_the_command_line_tells_how_a_run_ended(tmp_path, capsys):
+    def end(options):
+        raise Terminated("told to end after step 5")
+
+    assert run(argparse.Namespace(run=end, debug=False), "animate-jax") == 143
+    assert capsys.readouterr().err == "animate-jax: told to end after step 5\n"
+    assert main(["train", "--workdir", str(tmp_path)]) == 2
+    assert "add --config CONFIG to begin" in capsys.readouterr().err
+    assert main(["train", "--workdir", str(tmp_path), "--config", CONFIG, "--process", "0"]) == 2
+    assert "go together" in capsys.readouterr().err
