@@ -43,9 +43,10 @@ def partition_spec(
         if re.search(pattern, path):
             if len(wanted) != len(shape) or not set(wanted) <= {None, *mesh.shape}:
                 raise UserError(f"sharding rule {pattern} -> {tuple(wanted)} does not fit {path}")
+            splits = [mesh.shape[axis] if axis else 1 for axis in wanted]
             axes = [
-                axis if axis and size % mesh.shape[axis] == 0 else None
-                for axis, size in zip(wanted, shape)
+                axis if parts > 1 and size % parts == 0 else None
+                for axis, parts, size in zip(wanted, splits, shape)
             ]
             break
     parts = mesh.shape["fsdp"]
