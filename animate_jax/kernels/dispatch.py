@@ -1,0 +1,75 @@
+"""Which version of a kernel runs where.
+
+The platform is that of the program being lowered, not of the process: programs for a TPU are also
+compiled on machines without one. A Pallas call is opaque to XLA's partitioner, so it is spread over
+the mesh set by `jax.set_mesh` by hand: rows over `data` and `fsdp`, heads over `tensor`.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, PartitionSpec
+
+FAST_MEMORY = 64 * 2**20  # of the smallest TPU since v5
+ROW_AXES = "data", "fsdp"
+HEAD_AXIS = "tensor"
+
+
+def by_platform(plain, *arguments, tpu=None, cuda=None):
+    """Calls the version for the platform, `plain` where that is None. Differentiable as it is."""
+    versions = {name: f for name, f in (("tpu", tpu), ("cuda", cuda)) if f is not None}
+    if not versions:
+        return plain(*arguments)
+    return jax.lax.platform_dependent(*arguments, default=plain, **versions)
+
+
+def fast_memory() -> int:
+    """Bytes of fast memory of the mesh's TPU core, else the process's, else FAST_MEMORY."""
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:
+        return FAST_MEMORY
+
+
+def over_mesh(kernel, heads: int):
+    """kernel(*arrays, heads=heads) with every device taking its rows and heads.
+
+    The arrays are (B, ...), and those of more axes than one (B, ..., heads * width); trees and None
+    are fine. Rows or heads that do not divide by an axis of the mesh are computed on all of it.
+    """
+
+    def run(*arrays):
+        mesh = jax.sharding.get_abstract_mesh()
+        sizes = {
+            name: mesh.shape[name]
+            for name, kind in zip(mesh.axis_names, mesh.axis_types)
+            if kind != AxisType.Manual
+        }
+        if all(size == 1 for size in sizes.values()):
+            return kernel(*arrays, heads=heads)
+
+        rows, over = arrays[0].shape[0], []
+        for axis in ROW_AXES:
+            if rows % sizes.get(axis, 1) == 0:
+                over.append(axis)
+                rows //= sizes.get(axis, 1)
+        over = tuple(axis for axis in over if axis in sizes) or None
+        split = sizes.get(HEAD_AXIS, 1)
+        head_axis = HEAD_AXIS if HEAD_AXIS in sizes and heads % split == 0 else None
+        local_heads = heads // split if head_axis else heads
+
+        def spec(x):
+            if x.ndim == 1:
+                return PartitionSpec(over)
+            return PartitionSpec(over, *[None] * (x.ndim - 2), head_axis)
+
+        return jax.shard_map(
+            lambda *local: kernel(*local, heads=local_heads),
+            in_specs=tuple(jax.tree.map(spec, arrays)),
+            out_specs=spec(arrays[0]),
+            axis_names=set(sizes),
+            check_vma=False,
+        )(*arrays)
+
+    return run
