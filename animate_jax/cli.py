@@ -54,6 +54,7 @@ def _parser():
     _add_convert(command, commands)
     _add_export(command, commands)
     _add_train(command)
+    _add_plan(command)
     _add_data_preview(command)
     new = command("new", _new, "a model with random weights, for tests and training from scratch")
     new.add_argument("preset", choices=["sd15", "tiny"])
@@ -233,6 +234,28 @@ def _train(options):
     from animate_jax.commands.train import train
 
     train(options)
+
+
+def _add_plan(command):
+    parser = command("plan", _plan, "what a step takes on a TPU that is not there; needs libtpu")
+    add = parser.add_argument
+    add("what", nargs="?", choices=["train", "animate"], default="train", help="by default train")
+    add("--topology", required=True, metavar="T", help="v5litepod-16, v4-32, or like v5e:4x4")
+    add("--slices", type=_positive, default=1, help="how many of these are joined")
+    add("--config", metavar="CONFIG", help="train: a file of configs/; --config.KEY=VALUE too")
+    add("--sweep", action="store_true", help="train: try meshes, remat, accumulation; takes long")
+    add("--model", metavar="DIR", help="animate: by default one of Stable Diffusion's size")
+    add("--frames", type=_positive, default=24, help="animate: of a window")
+    add("--width", type=_positive, default=512, help="animate: in pixels")
+    add("--height", type=_positive, default=512, help="animate: in pixels")
+    add("--steps", type=_positive, default=20, help="animate: denoising steps")
+    add("--guidance", type=float, default=3.5, help="animate: 1 is none, and half the work")
+
+
+def _plan(options):
+    from animate_jax.commands.plan import plan
+
+    plan(options)
 
 
 def _add_data_preview(command):

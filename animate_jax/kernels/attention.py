@@ -1,8 +1,12 @@
-"""Softmax attention in plain XLA, with bounded memory.
+"""Softmax attention: which implementation runs is decided here, by platform and shape.
 
 Arrays are tokens with the heads side by side in the channels. Scores and softmax are float32.
-Where all scores at once would pass SCORE_BYTES, rows and then queries go through in slices, so
-that a 24-frame clip at 768x768 needs no more memory than a small one.
+On a TPU the kernels of `spatial` and `temporal` run, on an NVIDIA GPU cuDNN's flash attention
+(arXiv 2205.14135); elsewhere, and for shapes that those do not take, plain XLA, to which they are
+all equal.
+
+Plain XLA has bounded memory: where all scores at once would pass SCORE_BYTES, rows and then queries
+go through in slices, so that a 24-frame clip at 768x768 needs no more memory than a small one.
 """
 
 from __future__ import annotations
@@ -11,6 +15,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+
+from animate_jax.kernels import spatial, temporal
+from animate_jax.kernels.dispatch import by_platform, over_mesh
 
 SCORE_BYTES = 512 * 2**20
 
@@ -26,6 +33,56 @@ def attention(query, key, value, heads: int, reference=None, has_reference=None)
     has_reference: None, or bool (B,); False hides the reference from that row.
     Returns (B, F, N, C).
     """
+    tpu = cuda = None
+    if spatial.supports(query, key, heads, reference):
+        tpu = over_mesh(spatial.attention, heads)
+    if _cudnn_supports(query, heads):
+        cuda = functools.partial(_attention_cudnn, heads=heads)
+    plain = functools.partial(_attention_plain, heads=heads)
+    return by_platform(plain, query, key, value, reference, has_reference, tpu=tpu, cuda=cuda)
+
+
+def temporal_attention(query, key, value, heads: int):
+    """Self-attention along the frames, one sequence a pixel: (B, F, N, C) thrice -> the same."""
+    tpu = over_mesh(temporal.temporal_attention, heads) if temporal.supports(query, heads) else None
+    plain = functools.partial(_temporal_attention_plain, heads=heads)
+    return by_platform(plain, query, key, value, tpu=tpu)
+
+
+def _cudnn_supports(query, heads):
+    """Asks for the GPU's generation, so only a process that has one gets cuDNN's version."""
+    width = query.shape[-1] // heads
+    return (
+        jax.default_backend() == "gpu"
+        and query.dtype in (jnp.bfloat16, jnp.float16)
+        and width % 8 == 0
+        and width <= 128
+        and float(getattr(jax.devices()[0], "compute_capability", 0)) >= 8
+    )
+
+
+def _attention_cudnn(query, key, value, reference, has_reference, heads):
+    batch, frames, tokens, channels = query.shape
+    lengths = None
+    if reference is not None:
+        own = key.shape[2]
+        key, value = (
+            jnp.concatenate([x, jnp.broadcast_to(y[:, None], (batch, frames, *y.shape[1:]))], 2)
+            for x, y in zip((key, value), reference)
+        )
+        if has_reference is not None:
+            lengths = jnp.where(has_reference, key.shape[2], own).astype(jnp.int32)
+            lengths = jnp.repeat(lengths, frames)
+    query, key, value = (
+        _split_heads(x.reshape(batch * frames, -1, channels), heads) for x in (query, key, value)
+    )
+    out = jax.nn.dot_product_attention(
+        query, key, value, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return out.reshape(batch, frames, tokens, channels)
+
+
+def _attention_plain(query, key, value, reference, has_reference, heads):
     batch, frames, tokens, channels = query.shape
     split = functools.partial(_split_heads, heads=heads)
     query = split(query) * (channels // heads) ** -0.5
@@ -87,8 +144,7 @@ def _weigh(weights, value):
     return jnp.einsum("hnm,mhd->nhd", weights, value, preferred_element_type=jnp.float32)
 
 
-def temporal_attention(query, key, value, heads: int):
-    """Self-attention along the frames, one sequence a pixel: (B, F, N, C) thrice -> the same."""
+def _temporal_attention_plain(query, key, value, heads):
     batch, frames, pixels, channels = query.shape
     split = functools.partial(_split_heads, heads=heads)
     query, key, value = split(query) * (channels // heads) ** -0.5, split(key), split(value)

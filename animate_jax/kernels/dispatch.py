@@ -32,6 +32,45 @@ def fast_memory() -> int:
         return FAST_MEMORY
 
 
+def rows_over_mesh(kernel):
+    """kernel(x, weights) with every device taking its rows of x (B, ...), and weights whole."""
+
+    def run(x, weights):
+        sizes = _mesh_sizes()
+        if all(size == 1 for size in sizes.values()):
+            return kernel(x, weights)
+        rows, whole = PartitionSpec(_row_axes(x.shape[0], sizes)), PartitionSpec()
+        return jax.shard_map(
+            kernel,
+            in_specs=(rows, whole),
+            out_specs=rows,
+            axis_names=set(sizes),
+            check_vma=False,
+        )(x, weights)
+
+    return run
+
+
+def _mesh_sizes() -> dict[str, int]:
+    """Of the axes of the mesh set by `jax.set_mesh` that no `shard_map` around has taken."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {
+        name: mesh.shape[name]
+        for name, kind in zip(mesh.axis_names, mesh.axis_types)
+        if kind != AxisType.Manual
+    }
+
+
+def _row_axes(rows, sizes):
+    """The axes that rows are split over: those that divide them."""
+    over = []
+    for axis in ROW_AXES:
+        if axis in sizes and rows % sizes[axis] == 0:
+            over.append(axis)
+            rows //= sizes[axis]
+    return tuple(over) or None
+
+
 def over_mesh(kernel, heads: int):
     """kernel(*arrays, heads=heads) with every device taking its rows and heads.
 
@@ -40,21 +79,10 @@ def over_mesh(kernel, heads: int):
     """
 
     def run(*arrays):
-        mesh = jax.sharding.get_abstract_mesh()
-        sizes = {
-            name: mesh.shape[name]
-            for name, kind in zip(mesh.axis_names, mesh.axis_types)
-            if kind != AxisType.Manual
-        }
+        sizes = _mesh_sizes()
         if all(size == 1 for size in sizes.values()):
             return kernel(*arrays, heads=heads)
-
-        rows, over = arrays[0].shape[0], []
-        for axis in ROW_AXES:
-            if rows % sizes.get(axis, 1) == 0:
-                over.append(axis)
-                rows //= sizes.get(axis, 1)
-        over = tuple(axis for axis in over if axis in sizes) or None
+        over = _row_axes(arrays[0].shape[0], sizes)
         split = sizes.get(HEAD_AXIS, 1)
         head_axis = HEAD_AXIS if HEAD_AXIS in sizes and heads % split == 0 else None
         local_heads = heads // split if head_axis else heads

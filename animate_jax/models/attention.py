@@ -12,7 +12,14 @@ import flax.struct
 import jax
 
 from animate_jax.kernels.attention import attention
-from animate_jax.models.layers import Dtype, FeedForward, convolution, group_norm, layer_norm
+from animate_jax.models.layers import (
+    Dtype,
+    FeedForward,
+    GroupNorm,
+    LayerNormWeights,
+    convolution,
+    layer_norm,
+)
 
 
 @flax.struct.dataclass
@@ -74,7 +81,8 @@ class TransformerBlock(nn.Module):
     dtype: Dtype
 
     def setup(self):
-        self.norm1, self.norm2, self.norm3 = (layer_norm(self.dtype) for _ in range(3))
+        self.norm1, self.norm2 = layer_norm(self.dtype), layer_norm(self.dtype)
+        self.norm3 = LayerNormWeights()
         self.attn1 = Attention(self.channels, self.heads, self.dtype)
         self.attn2 = Attention(self.channels, self.heads, self.dtype)
         self.ff = FeedForward(self.dtype)
@@ -99,7 +107,7 @@ class TransformerBlock(nn.Module):
         else:
             image = jax.tree.map(lambda y: _repeat_frames(y, x.shape[1]), bound.cross)
             x = x + self.attn2(self.norm2(x), image)
-        return x + self.ff(self.norm3(x)), tokens
+        return self.ff(x, self.norm3(self.channels)), tokens
 
 
 def _repeat_frames(x, frames):
@@ -115,7 +123,7 @@ class SpatialTransformer(nn.Module):
     dtype: Dtype
 
     def setup(self):
-        self.norm = group_norm(self.groups, 1e-6, self.dtype)
+        self.norm = GroupNorm(self.groups, 1e-6, self.dtype)
         self.proj_in = convolution(self.channels, 1, self.dtype)
         self.transformer_blocks = [TransformerBlock(self.channels, self.heads, self.dtype)]
         self.proj_out = convolution(self.channels, 1, self.dtype)

@@ -14,10 +14,10 @@ from animate_jax.models.attention import Attention
 from animate_jax.models.layers import (
     Downsample,
     Dtype,
+    GroupNorm,
     ResnetBlock,
     Upsample,
     convolution,
-    group_norm,
 )
 
 NORM_EPS = 1e-6
@@ -30,7 +30,7 @@ class PixelAttention(Attention):
 
     def setup(self):
         super().setup()
-        self.group_norm = group_norm(self.groups, NORM_EPS, self.dtype)
+        self.group_norm = GroupNorm(self.groups, NORM_EPS, self.dtype)
 
     def __call__(self, x):
         batch, height, width, channels = x.shape
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
             )
             x = stage(x)
         x = MidStage(config.norm_groups, dtype, name="mid_block")(x)
-        x = nn.silu(group_norm(config.norm_groups, NORM_EPS, dtype, "conv_norm_out")(x))
+        x = GroupNorm(config.norm_groups, NORM_EPS, dtype, silu=True, name="conv_norm_out")(x)
         return convolution(2 * config.latent_channels, 3, dtype, name="conv_out")(x)
 
 
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
                 name=f"up_blocks_{i}",
             )
             x = stage(x)
-        x = nn.silu(group_norm(config.norm_groups, NORM_EPS, dtype, "conv_norm_out")(x))
+        x = GroupNorm(config.norm_groups, NORM_EPS, dtype, silu=True, name="conv_norm_out")(x)
         return convolution(config.in_channels, 3, dtype, name="conv_out")(x)
 
 

@@ -14,19 +14,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from animate_jax.kernels.feed_forward import Weights, feed_forward
+from animate_jax.kernels.group_norm import group_norm
+
 Dtype = jnp.dtype | type
 
 
-def group_norm(groups: int, eps: float, dtype: Dtype, name: str | None = None) -> nn.GroupNorm:
-    """GroupNorm over one picture's pixels; a clip's frames are normalised one by one."""
-    return nn.GroupNorm(
-        groups,
-        epsilon=eps,
-        dtype=dtype,
-        reduction_axes=(-3, -2, -1),
-        use_fast_variance=False,
-        name=name,
-    )
+class GroupNorm(nn.Module):
+    """GroupNorm over one picture's pixels, and SiLU after it where asked for: (..., H, W, C) -> the
+    same in `dtype`. A clip's frames are normalised one by one."""
+
+    groups: int
+    eps: float
+    dtype: Dtype
+    silu: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x = x.astype(self.dtype)
+        return group_norm(x, scale, bias, self.groups, self.eps, self.silu)
 
 
 def layer_norm(dtype: Dtype, eps: float = 1e-5, name: str | None = None) -> nn.LayerNorm:
@@ -83,13 +91,13 @@ class ResnetBlock(nn.Module):
     @nn.compact
     def __call__(self, x, embedding=None):
         residual = x
-        x = nn.silu(group_norm(self.groups, self.eps, self.dtype, "norm1")(x))
+        x = GroupNorm(self.groups, self.eps, self.dtype, silu=True, name="norm1")(x)
         x = convolution(self.channels, 3, self.dtype, name="conv1")(x)
         if embedding is not None:
             shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")
             shift = shift(nn.silu(embedding))
             x = x + shift.reshape(shift.shape[0], *(1,) * (x.ndim - 2), self.channels)
-        x = nn.silu(group_norm(self.groups, self.eps, self.dtype, "norm2")(x))
+        x = GroupNorm(self.groups, self.eps, self.dtype, silu=True, name="norm2")(x)
         x = convolution(self.channels, 3, self.dtype, name="conv2")(x)
         if residual.shape[-1] != self.channels:
             residual = convolution(self.channels, 1, self.dtype, name="conv_shortcut")(residual)
@@ -130,25 +138,46 @@ def _nearest(x, size, axis):
 
 
 class FeedForward(nn.Module):
-    """GEGLU with the exact (erf) GELU: (..., C) -> (..., C)."""
+    """A GEGLU feed-forward with the exact (erf) GELU, the LayerNorm before it and the residual
+    around both: (B, ..., C) -> (B, ..., C)."""
 
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, norm: tuple[jax.Array, jax.Array]):
+        """norm: scale and bias of the LayerNorm, which files keep beside the feed-forward."""
         channels = x.shape[-1]
-        x = GEGLU(4 * channels, self.dtype, name="net_0")(x)
-        return nn.Dense(channels, dtype=self.dtype, name="net_2")(x)
+        inner = GEGLU(4 * channels, name="net_0")(channels)
+        outer = Linear(channels, name="net_2")(4 * channels)
+        layers = (y.astype(self.dtype) for y in (*inner, *outer))
+        return feed_forward(x.astype(self.dtype), Weights(*norm, *layers))
 
 
 class GEGLU(nn.Module):
-    """a * gelu(b), where a and b are the halves of one projection (arXiv 2002.05202)."""
+    """Holds one projection to values and gates, `channels` each."""
 
     channels: int
-    dtype: Dtype
 
     @nn.compact
-    def __call__(self, x):
-        x = nn.Dense(2 * self.channels, dtype=self.dtype, name="proj")(x)
-        value, gate = jnp.split(x, 2, -1)
-        return value * nn.gelu(gate, approximate=False)
+    def __call__(self, inputs: int):
+        return Linear(2 * self.channels, name="proj")(inputs)
+
+
+class Linear(nn.Module):
+    """Holds kernel (inputs, channels) and bias (channels,) of a layer that a kernel computes."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs, self.channels))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.channels,))
+
+
+class LayerNormWeights(nn.Module):
+    """Holds scale and bias (channels,) of a LayerNorm that a kernel computes."""
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        return scale, self.param("bias", nn.initializers.zeros, (channels,))

@@ -14,7 +14,13 @@ import numpy as np
 
 from animate_jax.config import MotionConfig
 from animate_jax.kernels.attention import temporal_attention
-from animate_jax.models.layers import Dtype, FeedForward, group_norm, layer_norm
+from animate_jax.models.layers import (
+    Dtype,
+    FeedForward,
+    GroupNorm,
+    LayerNormWeights,
+    layer_norm,
+)
 
 
 def sinusoidal_positions(frames: int, channels: int) -> np.ndarray:
@@ -75,7 +81,8 @@ class TemporalTransformerBlock(nn.Module):
                 name=f"attention_blocks_{i}",
             )
             x = x + attend(layer_norm(self.dtype, name=f"norms_{i}")(x))
-        return x + FeedForward(self.dtype, name="ff")(layer_norm(self.dtype, name="ff_norm")(x))
+        norm = LayerNormWeights(name="ff_norm")(x.shape[-1])
+        return FeedForward(self.dtype, name="ff")(x, norm)
 
 
 class TemporalTransformer(nn.Module):
@@ -87,7 +94,7 @@ class TemporalTransformer(nn.Module):
     @nn.compact
     def __call__(self, x):
         batch, frames, height, width, channels = x.shape
-        tokens = group_norm(self.config.norm_groups, 1e-6, self.dtype, "norm")(x)
+        tokens = GroupNorm(self.config.norm_groups, 1e-6, self.dtype, name="norm")(x)
         tokens = tokens.reshape(batch, frames, height * width, channels)
         tokens = nn.Dense(channels, dtype=self.dtype, name="proj_in")(tokens)
         for i in range(self.config.transformer_blocks):

@@ -16,11 +16,11 @@ from animate_jax.models.attention import BoundLayer, SpatialTransformer
 from animate_jax.models.layers import (
     Downsample,
     Dtype,
+    GroupNorm,
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
     convolution,
-    group_norm,
     timestep_embedding,
 )
 from animate_jax.models.motion import MotionModule
@@ -151,7 +151,7 @@ class UNet(nn.Module):
             level(i, layers + 1, "up" if i > 0 else None) for i in reversed(range(count))
         ]
         if config.output:
-            self.conv_norm_out = group_norm(config.norm_groups, 1e-5, dtype)
+            self.conv_norm_out = GroupNorm(config.norm_groups, 1e-5, dtype, silu=True)
             self.conv_out = convolution(config.out_channels, 3, dtype)
 
     def bind(
@@ -190,7 +190,7 @@ class UNet(nn.Module):
             x = level.up(x, embedding, bound, features, skips)
         if not self.config.output:
             return None, features
-        return self.conv_out(nn.silu(self.conv_norm_out(x))), features
+        return self.conv_out(self.conv_norm_out(x)), features
 
     def bind_and_call(self, latents, timesteps, image_tokens, pose_features=None):
         """Both steps in one, which creates every parameter when initialising with two tokens."""

@@ -23,11 +23,13 @@ class MetricsWriter:
     """Collects rows {name: number} by step; `write` often, `flush` at checkpoints, `close` last."""
 
     def __init__(self, workdir: epath.Path, first_step: int):
+        """Goes on after `first_step`; 0 begins anew."""
         self._active = jax.process_index() == 0
         if not self._active:
             return
         self._file = workdir / "metrics.jsonl"
-        self._rows = [row for row in read_metrics(workdir) if row["step"] <= first_step]
+        before = read_metrics(workdir) if first_step else []
+        self._rows = [row for row in before if row["step"] <= first_step]
         self._flushed = time.monotonic()
         self._target = workdir / "tensorboard"
         self._local = "://" not in os.fspath(workdir)

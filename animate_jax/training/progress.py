@@ -130,12 +130,12 @@ class Progress:
         )
         self._begin()
 
-    def validate(self, validation, state, frozen, step: int) -> float:
+    def validate(self, validation, state, frozen, step: int, *, videos: bool = True) -> float:
         """Validation loss and videos after a step, written and said; returns the loss."""
         start = time.monotonic()
         loss = validation.loss(state.result, frozen)
         values = {"validation_loss": loss}
-        if self._config.validation.videos:
+        if videos and self._config.validation.videos:
             values |= validation.videos(
                 state.result, frozen, self._workdir / "samples" / f"{step:07d}"
             )

@@ -96,6 +96,8 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
         if changed:
             progress.say(f"changed since the last checkpoint: {', '.join(changed)}")
         with contextlib.closing(progress):
+            if validation and not first:  # where the curve begins
+                progress.validate(validation, state, frozen, 0, videos=False)
             for step in range(first + 1, config.steps + 1):
                 with progress.waiting():
                     rows = next(batches)

@@ -116,7 +116,7 @@ def test_a_bad_loss_names_the_records_and_keeps_the_state(records, tmp_path, mon
 
 
 def test_the_last_and_the_best_checkpoints_are_kept(quick, records, tmp_path, monkeypatch):
-    values = iter([3.0, 1.0, 2.0, 5.0, 4.0, 6.0])
+    values = iter([9.0, 3.0, 1.0, 2.0, 5.0, 4.0, 6.0])  # the first before the first step
     monkeypatch.setattr("animate_jax.training.validation.Validation.loss", lambda *_: next(values))
     settings = config(records, "validation.every=2", "validation.videos=0", "keep_last=2")
     loop.train(settings, tmp_path, progress=False)

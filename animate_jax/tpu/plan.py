@@ -1,0 +1,266 @@
+"""Compiles the real step for a TPU that is not there, and says whether and how it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from animate_jax.config import ModelConfig, sd15, to_dict
+from animate_jax.diffusion.samplers import sampling_steps
+from animate_jax.errors import UserError
+from animate_jax.inference.sampling import sample_clip
+from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.parallel.chips import GIB, Chip, chip_of
+from animate_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
+from animate_jax.pose.keypoints import POINTS
+from animate_jax.tpu.count_flops import count_flops
+from animate_jax.tpu.program import Program, read_program
+from animate_jax.training.parameters import shapes_of, split
+from animate_jax.training.stages import Stage, input_config, make_stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the compiler says of one step; `program` is None where it does not fit."""
+
+    chip: Chip
+    kind: str
+    devices: int
+    flops: float  # that the step needs, all devices together
+    parameters: int  # bytes on each device, by part
+    optimizer: int
+    program: Program | None
+    needed: int  # bytes of memory on each device
+    available: int
+    samples: int  # clips or pictures in a step
+
+    @property
+    def fits(self) -> bool:
+        return self.program is not None and self.needed <= self.available
+
+    @property
+    def seconds(self) -> float:
+        return self.program.cycles / self.chip.clock if self.program else math.inf
+
+    @property
+    def share_of_peak(self) -> float:
+        return self.flops / (self.seconds * self.devices * self.chip.flops)
+
+
+def plan_training(config: ConfigDict, devices: Sequence[jax.Device], flops: float = 0.0) -> Plan:
+    """The step of `train(config)` on `devices`; `flops` where they are known already."""
+    config = _with_model(config)
+    mesh = make_mesh(config.mesh.to_dict(), devices)
+    stage = make_stage(config, mesh)
+    shards = batch_shards(mesh) * config.accumulate
+    if config.data.batch_size % shards:
+        raise UserError(f"a batch of {config.data.batch_size} does not split into {shards} parts")
+    arguments = step_arguments(stage)
+    state, frozen, _ = arguments
+    sizes = _bytes((state.learned, frozen)), _bytes((state.optimizer, state.average))
+    # Not jax.set_mesh: constants would be put on devices that cannot hold any.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        if not flops:
+            plain = dataclasses.replace(stage, model=dataclasses.replace(stage.model, remat="none"))
+            flops = count_flops(plain.make_step(), *arguments)
+        lowered = stage.make_step().lower(*arguments)
+    return _plan(lowered, devices, flops, *sizes, config.data.batch_size)
+
+
+def plan_sampling(
+    model_config: ModelConfig,
+    frames: int,
+    height: int,
+    width: int,
+    steps: int,
+    guidance: float,
+    devices: Sequence[jax.Device],
+) -> Plan:
+    """The denoising of one clip on the first device, as `animate` does it, in bfloat16."""
+    dtype, model = jnp.bfloat16, AnimateAnyone(model_config, jnp.bfloat16)
+    latents = height // 8, width // 8, model_config.denoising_unet.in_channels
+    networks = "denoising_unet", "reference_unet"
+    params = _cast(shapes_of(model_config, networks), dtype)
+    tokens = jax.ShapeDtypeStruct((1, 1, model_config.denoising_unet.cross_attention_dim), dtype)
+    picture = jax.ShapeDtypeStruct((1, *latents), jnp.float32)
+    reference = jax.eval_shape(model.encode_reference, params, picture, tokens)
+    rows = 2 if guidance > 1 else 1
+    tokens = jax.ShapeDtypeStruct((rows, *tokens.shape[1:]), dtype)
+    bound = jax.eval_shape(model.bind, params, tokens, reference)
+    clip = jax.ShapeDtypeStruct((1, frames, *latents), jnp.float32)
+    channels = model_config.denoising_unet.block_out_channels[0]
+    if model_config.pose_guider.variant == "latent":
+        channels = latents[-1]
+    pose = jax.ShapeDtypeStruct((1, frames, *latents[:2], channels), dtype)
+    table = sampling_steps(model_config.schedule, steps, "ddim", 0.0)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    sample = functools.partial(sample_clip, model)
+    numbers = np.int32(0), np.float32(guidance), key
+    del params["reference_unet"]
+    arguments = params, (clip, clip), bound, pose, table, *numbers
+    mesh = make_mesh({"data": 1}, devices[:1])
+    whole = replicated(mesh)
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), arguments
+    )
+    flops = count_flops(sample, *arguments)
+    lowered = jax.jit(sample).lower(*arguments)
+    return _plan(lowered, devices[:1], flops, _bytes(params), 0, 1)
+
+
+def step_arguments(stage: Stage):
+    """State, frozen parameters and a batch as jax.ShapeDtypeStruct with shardings."""
+    shapes = shapes_of(stage.model.config, stage.components)
+    _, frozen = split(shapes, stage.learned)
+    frozen = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, stage.model.dtype, sharding=s),
+        frozen,
+        stage.frozen_shardings,
+    )
+    data = input_config(stage.config)
+    rows, picture = data.batch_size, (data.height, data.width, 3)
+    sharding = batch_sharding(stage.mesh)
+    batch = {
+        "reference": ((rows, *picture), jnp.uint8),
+        "frames": ((rows, data.frames, *picture), jnp.uint8),
+        "keypoints": ((rows, data.frames, POINTS, 3), jnp.float32),
+        "record": ((rows, 3), jnp.int32),
+    }
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in batch.items()
+    }
+    return stage.state_shapes(), frozen, batch
+
+
+def _cast(tree, dtype):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
+
+
+def _with_model(config: ConfigDict) -> ConfigDict:
+    """The config with what a plan can take for granted: sizes of Stable Diffusion, some data."""
+    config = ConfigDict(config.to_dict())
+    if not config.init_from and config.model is None:
+        config.model = to_dict(sd15())
+    if not config.data.path and not config.data.sets:
+        config.data.path = "unread"
+    return config
+
+
+def _plan(lowered, devices, flops, parameters, optimizer, samples) -> Plan:
+    chip = chip_of(devices[0])
+    try:
+        program = read_program(lowered.compile(), chip)
+        needed, available = program.memory, int(chip.memory)
+    except jax.errors.JaxRuntimeError as error:
+        found = OUT_OF_MEMORY.search(str(error))
+        if not found:
+            raise
+        program = None
+        needed, available = (int(float(n) * UNITS[u]) for n, u in (found[1::2], found[2::2]))
+    return Plan(
+        chip,
+        devices[0].device_kind,
+        len(devices),
+        flops,
+        parameters,
+        optimizer,
+        program,
+        needed,
+        available,
+        samples,
+    )
+
+
+OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+UNITS = {unit: 1024.0**n for n, unit in enumerate("KMGT", 1)}
+
+
+def _bytes(tree) -> int:
+    """On each device."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        shape = sharding.shard_shape(leaf.shape) if sharding else leaf.shape
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
+def describe(plan: Plan) -> str:
+    """For people to read."""
+    chip, gib = plan.chip, lambda size: f"{size / GIB:.2f} GiB"
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    lines = [
+        f"{plan.devices} x {plan.kind}: {verdict}, {gib(plan.needed)} of {gib(plan.available)}",
+        f"  parameters {gib(plan.parameters)}, optimizer {gib(plan.optimizer)} a device",
+    ]
+    if plan.program:
+        program = plan.program
+        rest = max(program.memory - plan.parameters - plan.optimizer, 0)
+        lines[-1] += f", activations and the rest {gib(rest)}"
+        kernels = sum(program.kernel_cycles.values())
+        lines += [
+            f"  {plan.flops / 1e12:.1f} TFLOP in a step of {plan.samples}",
+            f"  {program.cycles / 1e6:.1f} M cycles by the compiler's estimate, of which kernels"
+            f" {kernels / 1e6:.1f} M: {plan.seconds * 1e3:.0f} ms,"
+            f" {100 * plan.share_of_peak:.0f} % of peak",
+        ]
+        lines += [
+            f"  {name} x{count}: {size / GIB:.3f} GiB"
+            for name, (count, size) in sorted(program.messages.items())
+        ]
+        if program.messages:
+            seconds = program.message_seconds(chip)
+            lines.append(f"  messages: {seconds * 1e3:.0f} ms on the links, were nothing hidden")
+    return "\n".join(lines)
+
+
+REMATS = "none", "dots_saveable", "full"
+
+
+def sweep(config: ConfigDict, devices: Sequence[jax.Device]) -> Iterator[tuple[list[str], Plan]]:
+    """Plans of the same step in other ways: (overrides, plan), one after the other as compiled.
+
+    Varied are the mesh, how many parts a batch goes through in, and what is computed again. What
+    does not fit is not tried with more samples at a time.
+    """
+    flops = 0.0
+    for mesh in _meshes(len(devices)):
+        for remat in REMATS:
+            for accumulate in _parts(config.data.batch_size, mesh):
+                overrides = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
+                overrides += [f"remat={remat}", f"accumulate={accumulate}"]
+                changed = ConfigDict(config.to_dict())
+                changed.mesh, changed.remat = ConfigDict(mesh), remat
+                changed.accumulate = accumulate
+                plan = plan_training(changed, devices, flops)
+                flops = plan.flops
+                yield [f"--config.{text}" for text in overrides], plan
+                if plan.fits:
+                    break  # more parts are never faster
+
+
+def _meshes(devices: int) -> Iterable[dict[str, int]]:
+    for fsdp, tensor in itertools.product(_divisors(devices), (1, 2)):
+        if devices % (fsdp * tensor) == 0:
+            yield {"data": devices // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
+
+
+def _parts(batch_size, mesh) -> list[int]:
+    shards = mesh["data"] * mesh["fsdp"]
+    if batch_size % shards:
+        return []
+    return _divisors(batch_size // shards)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

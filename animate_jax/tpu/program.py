@@ -1,0 +1,161 @@
+"""What the TPU compiler says of a program: XLA's estimated cycles, kernels, messages, memory.
+
+Its optimized HLO carries an estimate of the cycles of every fusion. Of a Pallas kernel XLA says
+nothing: those are counted by RATES, which were read off the compiler's schedules of the kernels
+(docs/performance.md). All of these are estimates, good for comparing; nothing is timed.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+
+from animate_jax.parallel.chips import Chip
+
+BYTES = {"bf16": 2, "f32": 4, "f16": 2, "s32": 4, "u32": 4, "u8": 1, "s8": 1, "pred": 1}
+COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+CALLED = re.compile(r"(?:body|to_apply|calls|condition)=%?([\w.\-]+)")
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
+COLLECTIVE = re.compile(
+    r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+KERNEL = re.compile(r'op_name="[^"]*?([\w]+)/pallas_call"')
+V5E_FLOPS_PER_CYCLE = 197e12 / 1.5e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Of one device: bytes of memory, and what one run takes."""
+
+    arguments: int
+    temporaries: int
+    outputs: int  # beside those that take over an argument's memory
+    xla_cycles: float
+    kernel_cycles: dict[str, float]
+    messages: dict[str, tuple[int, int]]  # of each collective: how many, bytes
+
+    @property
+    def memory(self) -> int:
+        return self.arguments + self.temporaries + self.outputs
+
+    @property
+    def cycles(self) -> float:
+        return self.xla_cycles + sum(self.kernel_cycles.values())
+
+    def message_seconds(self, chip: Chip) -> float:
+        """What the messages take on a chip's links, were nothing done meanwhile."""
+        return sum(size for _, size in self.messages.values()) / chip.links
+
+
+def read_program(compiled, chip: Chip) -> Program:
+    """Of what `jax.stages.Lowered.compile` returned for a TPU."""
+    memory = compiled.memory_analysis()
+    cycles, kernels, messages = read_hlo(compiled.as_text(), chip)
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Program(
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        max(outputs, 0),
+        cycles,
+        kernels,
+        messages,
+    )
+
+
+def read_hlo(text: str, chip: Chip):
+    """Optimized HLO -> XLA's cycles, those of kernels by name, collectives by name."""
+    runs = _runs(text)
+    cycles, kernels = 0.0, collections.Counter()
+    messages = collections.defaultdict(lambda: (0, 0))
+    times = 0
+    for line in text.splitlines():
+        if found := COMPUTATION.match(line):
+            times = runs[found.group(1)]
+        if not times:
+            continue
+        if found := CYCLES.search(line):
+            cycles += times * int(found.group(1))
+        if 'custom_call_target="tpu_custom_call"' in line:
+            name, needed = kernel_cycles(line, chip)
+            kernels[name] += times * needed
+        if found := COLLECTIVE.search(line):
+            count, size = messages[found.group(1)]
+            messages[found.group(1)] = count + times, size + times * _result_bytes(line)
+    return cycles, dict(kernels), dict(messages)
+
+
+def _runs(text):
+    """How often each computation runs; a loop's as often as it is known to turn."""
+    calls, current, entry = collections.defaultdict(list), None, None
+    for line in text.splitlines():
+        if found := COMPUTATION.match(line):
+            current = found.group(1)
+            entry = current if line.startswith("ENTRY") else entry
+        elif current and " fusion(" not in line:  # a fusion's estimate stands where it is called
+            trips = TRIPS.search(line) if " while(" in line else None
+            times = int(trips.group(1)) if trips else 1
+            calls[current] += [(callee, times) for callee in CALLED.findall(line)]
+    runs = collections.Counter()
+
+    def visit(name, times):
+        runs[name] += times
+        for callee, more in calls[name]:
+            visit(callee, times * more)
+
+    visit(entry, 1)
+    return runs
+
+
+def _shapes(text):
+    return [
+        (kind, [int(n) for n in sizes.split(",") if n])
+        for kind, sizes in SHAPE.findall(text)
+        if kind in BYTES
+    ]
+
+
+def _result_bytes(line):
+    """Of a collective: its largest result, which for an all-gather is what arrives."""
+    results = re.split(r" (?:all|reduce|collective)-", line, maxsplit=1)[0]
+    return max((BYTES[kind] * math.prod(shape) for kind, shape in _shapes(results)), default=0)
+
+
+# Operations that a kernel gets through in one cycle of a v5e, at the sizes of Stable Diffusion's
+# widest level, and its cycles per element where the vector unit is what limits it.
+RATES = {
+    "spatial_attention_forward": 51e3,
+    "spatial_attention_backward": 66e3,
+    "feed_forward": 97e3,
+}
+PER_ELEMENT = {
+    "temporal_attention_forward": 0.0194,
+    "temporal_attention_backward": 0.0572,
+    "picture_sums": 0.0030,
+}
+
+
+def kernel_cycles(line: str, chip: Chip) -> tuple[str, float]:
+    """Name and estimated cycles of a custom call; ("unknown kernel", 0) of others than ours."""
+    found = KERNEL.search(line)
+    name = found.group(1) if found else ""
+    operands = _shapes(re.split(r"operand_layout_constraints=", line)[-1].split("}}")[0])
+    arrays = [shape for _, shape in operands if len(shape) > 1]
+    size = max((math.prod(shape) for shape in arrays), default=0)
+    if name in PER_ELEMENT:
+        return name, size * PER_ELEMENT[name]
+    if name not in RATES:
+        return "unknown kernel", 0.0
+    if name == "feed_forward":
+        tokens, channels = arrays[0]
+        operations = 24.0 * tokens * channels**2
+    else:
+        (batch, frames, channels, queries), keys = arrays[0], arrays[1][-1]
+        reference = sum(shape[-1] for shape in arrays if len(shape) == 3 and shape[1] == channels)
+        operations = 4.0 * batch * frames * queries * (keys + reference / 2) * channels
+        operations *= 2.5 if name.endswith("backward") else 1.0
+    speed = chip.flops / chip.clock / V5E_FLOPS_PER_CYCLE
+    return name, operations / (RATES[name] * speed)

@@ -1,0 +1,72 @@
+"""Kernels are chosen by the platform that a program is compiled for, and spread over its mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from animate_jax.kernels import attention as kernels
+from animate_jax.kernels.dispatch import by_platform, over_mesh
+
+
+def lowered(platform, f, *shapes):
+    """The program of `f` for a platform that need not be there."""
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    return jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("f", [kernels.attention, kernels.temporal_attention])
+def test_programs_for_a_tpu_have_the_kernel(f):
+    def loss(x):
+        return f(x, x, x, 4).astype(jnp.float32).sum()
+
+    for program, count in ((loss, 1), (jax.value_and_grad(loss), 2)):
+        texts = {p: lowered(p, program, (1, 2, 128, 160)) for p in ("tpu", "cpu", "cuda")}
+        calls = {platform: text.count("tpu_custom_call") for platform, text in texts.items()}
+        assert calls == {"tpu": count, "cpu": 0, "cuda": 0}
+
+
+def test_shapes_that_no_kernel_takes_are_plain():
+    def f(x):
+        return kernels.attention(x, x, x, 4) + kernels.temporal_attention(x, x, x, 4)
+
+    assert "tpu_custom_call" not in lowered("tpu", f, (1, 2, 9, 160))
+
+
+def test_by_platform_runs_the_default_on_a_cpu():
+    def tpu(x):
+        return x + 2
+
+    out = jax.jit(lambda x: by_platform(lambda x: x + 1, x, tpu=tpu))(jnp.zeros(()))
+    assert out == 1
+
+
+def local_shapes(heads, rows, **sizes):
+    """What each device is handed: (rows, tokens, channels) of an array, rows of a mask, heads."""
+    seen = []
+
+    def kernel(x, mask, nothing, *, heads):
+        seen.append((x.shape, mask.shape, nothing, heads))
+        return x
+
+    mesh = AbstractMesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
+    )
+    x, mask = jnp.zeros((rows, 16, 8 * heads)), jnp.zeros(rows, bool)
+    with jax.sharding.use_abstract_mesh(mesh):
+        out = jax.eval_shape(lambda x, mask: over_mesh(kernel, heads)(x, mask, None), x, mask)
+    assert out.shape == x.shape
+    return seen[-1]
+
+
+def test_rows_and_heads_over_the_mesh():
+    assert local_shapes(8, 4, data=1, fsdp=1, tensor=1) == ((4, 16, 64), (4,), None, 8)
+    assert local_shapes(8, 4, data=2, fsdp=2, tensor=2) == ((1, 16, 32), (1,), None, 4)
+    assert local_shapes(8, 6, data=2, fsdp=2) == ((3, 16, 64), (3,), None, 8)
+    assert local_shapes(3, 4, data=4, tensor=2) == ((1, 16, 24), (1,), None, 3)
+
+
+def test_without_a_mesh_the_call_is_direct():
+    out = over_mesh(lambda x, *, heads: x * heads, 3)(np.float32(2))
+    assert out == 6
