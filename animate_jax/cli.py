@@ -56,6 +56,7 @@ def _parser():
     _add_train(command)
     _add_plan(command)
     _add_data_preview(command)
+    _add_evaluate(command)
     new = command("new", _new, "a model with random weights, for tests and training from scratch")
     new.add_argument("preset", choices=["sd15", "tiny"])
     new.add_argument("out", metavar="OUT")
@@ -270,6 +271,56 @@ def _data_preview(options):
     from animate_jax.commands.data_preview import data_preview
 
     data_preview(options)
+
+
+def _add_evaluate(command):
+    summary = "measure how good a model's videos are, or a baseline's, or those in a folder"
+    parser = command("evaluate", _evaluate, summary)
+    add = parser.add_argument
+    add("--out", required=True, metavar="REPORT.json", help="the report")
+    add("--pictures", metavar="DIR", help="videos: reference, skeleton, result, truth")
+    add("--frames-detail", action="store_true", help="metrics of every frame in the report, too")
+    _add_overwrite(parser)
+    add = parser.add_argument_group("what is measured").add_argument
+    add("--model", metavar="DIR", help="a model directory, local or gs://")
+    add("--baseline", choices=["copy", "warp"], help="reference held still; its limbs moved")
+    add("--data", metavar="DIR", help="records, or a clip directory, that hold the truth")
+    add("--predicted", metavar="DIR", help="videos or folders of pictures that somebody made")
+    add("--truth", metavar="DIR", help="the same names, as they should be")
+    add = parser.add_argument_group("which videos").add_argument
+    add("--protocol", choices=["tiktok", "ubc_fashion"], help="settings of the literature")
+    add("--split", choices=["train", "validation", "all"], help="of the data; else validation")
+    add("--pairs", type=_positive, metavar="N", help="at most so many videos")
+    add("--pairs-file", metavar="JSON", help="references, motions and truths, by names of clips")
+    add(
+        "--cross", action="store_true", help="motions of other characters, where the truth is known"
+    )
+    add("--retarget", default="scale", choices=["none", "scale", "bones"], help="then")
+    add("--frames", type=_positive, metavar="F", help="at most so many of each video")
+    add("--stride", type=_positive, metavar="S", help="take every so manyth frame")
+    add("--width", type=_positive, help="of what is compared; else from the model and the clips")
+    add("--height", type=_positive)
+    add = parser.add_argument_group("sampling").add_argument
+    add("--steps", type=_positive, default=20, help="denoising steps")
+    add("--guidance", type=float, default=3.5, help="strength of the reference; 1 is none")
+    add("--seed", type=int, default=0, help="of the first video's noise; the next has the next")
+    add("--window", type=_positive, default=24, help="frames that are denoised together")
+    add("--overlap", type=int, default=4, help="frames that neighbouring windows share")
+    add("--dtype", choices=["float32", "bfloat16"], help="by default float32 on CPU, else bfloat16")
+    add = parser.add_argument_group("networks of metrics", "see docs/evaluation.md").add_argument
+    add("--networks", metavar="DIR", help="holds files with their usual names")
+    add("--lpips", nargs="+", metavar="FILE", help="AlexNet or VGG-16, and LPIPS's layers")
+    add("--inception", metavar="FILE", help="of FID")
+    add("--i3d", metavar="FILE", help="of FVD")
+    add("--resnet3d", metavar="FILE", help="of FID-VID")
+    add("--window-frames", type=_positive, metavar="F", help="that FVD and FID-VID see at once")
+    add("--window-stride", type=_positive, metavar="S", help="from one such window to the next")
+
+
+def _evaluate(options):
+    from animate_jax.commands.evaluate import evaluate
+
+    evaluate(options)
 
 
 def _new(options):

@@ -205,17 +205,20 @@ def _fixed_splits(entries: Iterable[Clip]) -> dict[str, str]:
 
 
 def _record(name: str, clip: Clip) -> Record:
-    def load():
-        return {
-            "name": name,
-            "clip": clip.path.read_bytes(),
-            "keypoints": load_keypoints(clip.keypoints_path).points,
-            "frames": clip.frames,
-            "width": clip.width,
-            "height": clip.height,
-            "fps": clip.fps,
-            "source": clip.source,
-            "licence": clip.licence,
-        }
+    size = clip.path.stat().st_size + clip.frames * POINTS * 3 * 4
+    return Record(name, size, lambda: clip_record(name, clip))
 
-    return Record(name, clip.path.stat().st_size + clip.frames * POINTS * 3 * 4, load)
+
+def clip_record(name: str, clip: Clip) -> dict:
+    """A clip as its record, see `animate_jax.data.records`."""
+    return {
+        "name": name,
+        "clip": clip.path.read_bytes(),
+        "keypoints": load_keypoints(clip.keypoints_path).points,
+        "frames": clip.frames,
+        "width": clip.width,
+        "height": clip.height,
+        "fps": clip.fps,
+        "source": clip.source,
+        "licence": clip.licence,
+    }

@@ -9,7 +9,7 @@ are taken apart by `pickletools.genops`, which only parses.
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class PickleRefused(Exception):
@@ -38,11 +38,13 @@ class Vocabulary:
     knows(name): whether the name may occur at all.
     call(name, arguments): the value of applying it; raises PickleRefused if it is not callable.
     stored(identity): the value of a persistent identity (the tuple under which data is outside).
+    stateless: types of values, beside dicts, whose attributes say nothing about weights.
     """
 
     knows: Callable[[str], bool]
     call: Callable[[str, tuple], Any]
     stored: Callable[[Any], Any]
+    stateless: tuple[type, ...] = ()
 
 
 _MARK = object()
@@ -56,9 +58,10 @@ _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _KEY_TYPES = (str, int, float, bool, bytes, type(None))
 
 
-def read_pickle(data: bytes, vocabulary: Vocabulary) -> Any:
+def read_pickle(data: bytes | BinaryIO, vocabulary: Vocabulary) -> Any:
     """The value of a pickle (protocol 2 to 5) as dicts, lists, tuples, plain scalars, `Global`s
-    and whatever the vocabulary returns. Raises PickleRefused or PickleDamaged."""
+    and whatever the vocabulary returns. A file is read from where it stands, to the pickle's end.
+    Raises PickleRefused or PickleDamaged."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:
@@ -101,10 +104,9 @@ def _step(name: str, argument: Any, stack: list, memo: dict, vocabulary: Vocabul
             raise TypeError(f"{name} of {type(function).__name__}")
         stack.append(vocabulary.call(function.name, arguments))
     elif name == "BUILD":
-        # The attributes of a dict (module versions) say nothing about weights; nothing else here
-        # has attributes.
+        # The attributes of a dict (module versions) say nothing about weights.
         target, _ = _take(stack, 2)
-        if type(target) is not dict:
+        if type(target) is not dict and type(target) not in vocabulary.stateless:
             raise PickleRefused(f"state of {_describe(target)}")
         stack.append(target)
     elif name == "BINPERSID":

@@ -1,12 +1,15 @@
-"""Reading PyTorch weight files without PyTorch: the zip archives of `torch.save`.
+"""Reading PyTorch weight files without PyTorch: what `torch.save` writes.
 
-Such an archive holds `<root>/data.pkl`, a pickle that describes every tensor as a strided window
-onto a storage, and the raw storages as `<root>/data/<key>`. The pickle is interpreted as data (see
-`data_pickle`): names other than those of tensors, storages and dtypes are refused and nothing in
-the file is ever run. `write_torch_file` is the way back.
+Since version 1.6 that is a zip archive of `<root>/data.pkl`, a pickle that describes every tensor
+as a strided window onto a storage, and the raw storages as `<root>/data/<key>`. Before, the same
+pickle and the storages stood one after the other in a plain file (see `old_torch_file`). The pickle
+is interpreted as data (see `data_pickle`): names other than those of tensors, storages and dtypes
+are refused and nothing in the file is ever run. `write_torch_file` is the way back.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +27,7 @@ from animate_jax.weights.data_pickle import (
     read_pickle,
 )
 from animate_jax.weights.lazy_tensor import LazyTensor, native_order
+from animate_jax.weights.old_torch_file import OLD_MAGIC, locate_storages, read_old_file
 from animate_jax.weights.torch_types import STORAGE_DTYPES, TENSOR_DTYPES, UNTYPED_STORAGES
 from animate_jax.weights.torch_writer import write_torch_file
 
@@ -41,7 +45,11 @@ _LARGEST_EXPANSION = 1 << 26
 
 _ORDERED_DICT = "collections.OrderedDict"
 _SIZE = "torch.Size"
-_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+_PARAMETERS = (
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch.nn.parameter.Parameter",  # before version 0.4
+)
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _TYPED_TENSOR = "torch._utils._rebuild_tensor_v3"
 _NAMES = frozenset(
@@ -50,7 +58,6 @@ _NAMES = frozenset(
 )
 
 _OTHER_FORMATS = (
-    (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46", "is in the PyTorch format from before version 1.6"),
     (b"\x80", "is a bare pickle"),
     (b"<", "is a web page, not weights"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the weights themselves"),
@@ -97,7 +104,13 @@ def read_torch_file(path: str | Path) -> dict[str, LazyTensor]:
     for one that names any Python object beyond tensors and containers.
     """
     path = Path(path)
-    _check_format(path)
+    if _check_format(path).startswith(OLD_MAGIC):
+        value, entries = _open_old(path)
+        windows = _find_state_dict(path, value)
+        return {
+            name: _lazy(path, name, window, entries.get(window.storage.key), "little")
+            for name, window in windows.items()
+        }
     entries = open_archive(path)
     roots = [n[: -len("data.pkl")] for n in entries if n.split("/", 1)[-1] == "data.pkl"]
     if len(roots) != 1:
@@ -114,19 +127,41 @@ def read_torch_file(path: str | Path) -> dict[str, LazyTensor]:
     }
 
 
-def _check_format(path: Path) -> None:
+def _check_format(path: Path) -> bytes:
+    """The first bytes of a file of either format."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if head.startswith(b"PK\x03\x04"):
-        return
+    if head.startswith((b"PK\x03\x04", OLD_MAGIC)):
+        return head
     what = "is a tar archive" if head[257:262] == b"ustar" else "is not a PyTorch weight file"
     for magic, description in reversed(_OTHER_FORMATS):
         if head.startswith(magic):
             what = description
     raise UserError(f"{path}: {what}; save it again as safetensors and use that")
+
+
+def _open_old(path: Path) -> tuple[Any, dict[str, Entry]]:
+    """The value of a file from before version 1.6, and its storages by key."""
+    storages: dict[str, _Storage] = {}
+
+    def stored(identity):
+        *identity, view = identity
+        if view is not None:
+            raise ValueError("a storage that is a view of another")
+        storage = _stored(identity)
+        return storages.setdefault(storage.key, storage)
+
+    vocabulary = Vocabulary(_NAMES.__contains__, _call, stored, stateless=(_Window,))
+    with _naming(path):
+        value, places = read_old_file(path, vocabulary, _LARGEST_PICKLE)
+    entries = {}
+    for key, (start, count) in locate_storages(path, places, storages).items():
+        size = count * storages[key].dtype.itemsize
+        entries[key] = Entry(path, key, start, size, size, False)
+    return value, entries
 
 
 def _small_entry(entry: Entry | None, limit: int) -> bytes:
@@ -140,9 +175,16 @@ def _small_entry(entry: Entry | None, limit: int) -> bytes:
 
 
 def _unpickle(path: Path, data: bytes) -> Any:
-    vocabulary = Vocabulary(knows=_NAMES.__contains__, call=_call, stored=_stored)
-    try:
+    vocabulary = Vocabulary(_NAMES.__contains__, _call, _stored, stateless=(_Window,))
+    with _naming(path):
         return read_pickle(data, vocabulary)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns what is wrong with a pickle into a message about the file."""
+    try:
+        yield
     except PickleRefused as refused:
         raise UserError(
             f"{path}: contains the Python object {_one_line(refused)}, which is refused because "

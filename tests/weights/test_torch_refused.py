@@ -85,7 +85,6 @@ def test_nesting_without_bound_does_no_harm(tmp_path, nest):
 
 
 def test_other_formats_are_refused_by_name(tmp_path):
-    torch.save({"a": torch.ones(2)}, tmp_path / "old", _use_new_zipfile_serialization=False)
     (tmp_path / "bare").write_bytes(pickle.dumps({"a": 1}))
     (tmp_path / "page").write_text("<!DOCTYPE html><html>sign in</html>")
     (tmp_path / "pointer").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
@@ -95,7 +94,6 @@ def test_other_formats_are_refused_by_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("notes.txt", "hello")
     for name, message in {
-        "old": "before version 1.6",
         "bare": "bare pickle",
         "page": "web page",
         "pointer": "Git LFS pointer",

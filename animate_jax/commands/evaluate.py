@@ -1,0 +1,243 @@
+"""The `evaluate` command: generate what the truth is known of, or take two folders, and measure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from animate_jax.errors import UserError
+from animate_jax.evaluation.baselines import copy_reference, warp_reference
+from animate_jax.evaluation.clips import Entry, clip_frames, clip_masks, open_clips
+from animate_jax.evaluation.folders import match_folders, read_pair
+from animate_jax.evaluation.i3d import LEAST_FRAMES
+from animate_jax.evaluation.networks import NETWORKS, find_files, load_lpips, load_network
+from animate_jax.evaluation.pairs import Pair, cross_pairs, own_pairs, read_pairs
+from animate_jax.evaluation.protocol import SETTINGS, read_protocol
+from animate_jax.evaluation.report import make_report, table, write_report
+from animate_jax.evaluation.score import (
+    Networks,
+    Windows,
+    clip_features,
+    clip_scores,
+    frame_scores,
+    left_out,
+    set_distances,
+)
+from animate_jax.files import check_place
+from animate_jax.inference.pipeline import AnimateAnyonePipeline, rounded_size
+from animate_jax.pose.render import draw_skeletons
+from animate_jax.pose.retarget import retarget
+from animate_jax.video.writing import side_by_side, write_video
+from animate_jax.weights.model_directory import read_config
+
+BASELINE_MULTIPLE = 8  # of which sizes are, as those of most models
+PICTURES_FPS = 8.0
+# Of a video and its truth: what tells it, both clips, the character's pixels, and what is shown.
+Case = tuple[dict, np.ndarray, np.ndarray, np.ndarray | None, list[np.ndarray]]
+# (reference picture, its keypoints, keypoints of the frames, seed) to frames, uint8.
+Generator = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+
+
+def evaluate(options) -> None:
+    """Runs `animate-jax evaluate`; options as its parser gives them.
+
+    What can be refused is refused before the long work begins.
+    """
+    _check_mode(options)
+    protocol = read_protocol(options.protocol) if options.protocol else {}
+    for name in SETTINGS:
+        if getattr(options, name) is None:
+            setattr(options, name, protocol.get("settings", {}).get(name))
+    options.stride = options.stride or 1
+    usual = Windows()
+    windows = Windows(options.window_frames or usual.frames, options.window_stride or usual.stride)
+    networks = _load_networks(options)
+    if "i3d" in networks.features and windows.frames < LEAST_FRAMES:
+        raise UserError(f"--window-frames is {windows.frames}; FVD needs at least {LEAST_FRAMES}")
+    if options.predicted:
+        settings, count, cases = _folders(options)
+    else:
+        settings, count, cases = _pairs(options, protocol)
+    settings |= {"protocol": options.protocol, "windows": asdict(windows)}
+    report = _measure(
+        options, settings, tqdm(cases, "clips", count, unit="clip"), networks, windows
+    )
+    write_report(options.out, report)
+    print(table(report))
+    print(f"wrote {options.out}")
+
+
+def _check_mode(options):
+    out = Path(options.out)
+    if out.suffix != ".json":
+        raise UserError(f"{out}: reports are JSON; end the name in .json")
+    if out.exists() and not options.overwrite:
+        raise UserError(f"{out}: exists; choose another name or add --overwrite")
+    check_place(out)
+    if options.pictures:
+        check_place(options.pictures)
+        if Path(options.pictures).exists() and not options.overwrite:
+            raise UserError(f"{options.pictures}: exists; choose another or add --overwrite")
+    if bool(options.predicted) != bool(options.truth):
+        raise UserError("--predicted and --truth go together")
+    ways = [bool(way) for way in (options.model, options.baseline, options.predicted)]
+    if sum(ways) != 1:
+        raise UserError("give one of --model, --baseline, and --predicted with --truth")
+    if bool(options.data) == bool(options.predicted):
+        raise UserError("--model and --baseline need --data, --predicted takes none")
+    if options.cross and options.pairs_file:
+        raise UserError("--cross makes pairs of its own; leave --pairs-file out")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed is {options.seed}; give one from 0 to {2**32 - 1}")
+
+
+def _load_networks(options) -> Networks:
+    files = find_files(options.networks) if options.networks else {}
+    paths = options.lpips or files.get("lpips")
+    given = {name: getattr(options, name) for name in NETWORKS}
+    given = {name: path or next(iter(files.get(name, [])), None) for name, path in given.items()}
+    return Networks(
+        load_lpips(paths) if paths else {},
+        {name: load_network(name, path) for name, path in given.items() if path},
+    )
+
+
+def _measure(options, settings, cases: Iterator[Case], networks, windows) -> dict:
+    """The report of all cases; memory holds one clip at a time, and features."""
+    rows, features, sizes, masked = [], ([], []), set(), False
+    for told, predicted, truth, mask, shown in cases:
+        frames = frame_scores(predicted, truth, mask, networks)
+        row = {**told, "frames": len(truth), **clip_scores(frames, predicted, truth)}
+        if options.frames_detail:
+            row["per_frame"] = frames
+        rows.append(row)
+        for clip, found in zip((predicted, truth), features):
+            found.append(clip_features(clip, networks, windows))
+        sizes.add(truth.shape[2:0:-1])
+        masked |= mask is not None
+        if options.pictures:
+            name = told["name"].replace("/", "__")
+            joined = side_by_side(*shown, predicted, truth)
+            place = Path(options.pictures) / f"{name}.mp4"
+            write_video(place, joined, PICTURES_FPS, overwrite=options.overwrite)
+    distances = set_distances(*features, networks)
+    settings = {**settings, "sizes": sorted(sizes)}
+    reasons = left_out(networks, np.min(list(sizes), 0), masked, windows, distances)
+    return make_report(settings, rows, distances, reasons)
+
+
+def _folders(options) -> tuple[dict, int, Iterator[Case]]:
+    size = (options.width, options.height) if options.width and options.height else None
+    if (options.width or options.height) and not size:
+        raise UserError("give --width and --height, or neither")
+    videos = match_folders(options.predicted, options.truth)
+    reading = dict(size=size, frames=options.frames, stride=options.stride)
+
+    def cases():
+        for name, *paths in videos[: options.pairs]:
+            yield {"name": name}, *read_pair(*paths, **reading), None, []
+
+    settings = {"predicted": str(options.predicted), "truth": str(options.truth), **reading}
+    return settings, len(videos[: options.pairs]), cases()
+
+
+def _pairs(options, protocol) -> tuple[dict, int, Iterator[Case]]:
+    split = protocol.get("split", {})
+    options.split = options.split or split.get("records_split") or "validation"
+    clips = _named(open_clips(options.data, options.split), split.get("ids"), options)
+    if options.pairs_file:
+        pairs = read_pairs(options.pairs_file, clips)
+    else:
+        make = cross_pairs if options.cross else own_pairs
+        pairs = make(clips, options.frames, options.stride)
+    pairs = pairs[: options.pairs]
+    config = read_config(options.model) if options.model else None
+    size = _size(options, clips[pairs[0].truth], config)
+    generate, how = _generator(options, config, size)
+
+    def cases():
+        for number, pair in enumerate(pairs):
+            # Noise differs between clips, and a clip's does not depend on how many there are.
+            seed = (options.seed + number) % 2**32
+            yield _case(pair, clips, size, generate, seed, options)
+
+    names = "data", "split", "cross", "pairs_file", "seed", "retarget"
+    settings = {name: getattr(options, name) for name in names} | how
+    settings["pairs"] = len(pairs)
+    return settings, len(pairs), cases()
+
+
+def _named(clips: dict[str, Entry], ids, options) -> dict[str, Entry]:
+    """The clips of a protocol's test videos, by the last part of their sources."""
+    if not ids:
+        return clips
+    kept = {n: clip for n, clip in clips.items() if Path(clip.source).stem in ids}
+    if not kept:
+        raise UserError(
+            f"{options.data}: {options.split} holds none of the videos of the protocol"
+            f" {options.protocol}, {ids[0]} to {ids[-1]}; try --split all"
+        )
+    return kept
+
+
+def _size(options, clip: Entry, config) -> tuple[int, int]:
+    """(width, height) as asked for; else the first clip's proportions at the model's resolution."""
+    multiple = config.autoencoder.downscale if config else BASELINE_MULTIPLE
+    shorter = min(clip.width, clip.height)
+    scale = min(1.0, config.resolution / shorter) if config else 1.0
+    if options.width or options.height:
+        sides = options.width or options.height, options.height or options.width
+    else:
+        sides = [
+            max(1, round(side * scale / multiple)) * multiple for side in (clip.width, clip.height)
+        ]
+    return rounded_size(*sides, multiple)
+
+
+def _generator(options, config, size) -> tuple[Generator, dict]:
+    """What makes frames, and what a report says of it."""
+    if options.baseline == "copy":
+        return lambda picture, _, points, __: copy_reference(picture, len(points)), {
+            "baseline": "copy"
+        }
+    if options.baseline == "warp":
+        return lambda picture, own, points, _: warp_reference(picture, own, points), {
+            "baseline": "warp"
+        }
+    print(f"loading {options.model}")
+    pipeline = AnimateAnyonePipeline.from_pretrained(options.model, options.dtype)
+    names = "steps", "guidance", "window", "overlap"
+    sampling = {name: getattr(options, name) for name in names}
+    generate = functools.partial(
+        pipeline, width=size[0], height=size[1], progress=False, **sampling
+    )
+
+    def frames(picture, _, points, seed):
+        video = generate(picture, points, seed=seed)
+        return np.round(video * 255).astype(np.uint8)
+
+    told = {"model": str(options.model), "dtype": pipeline.model.dtype.name, **sampling}
+    return frames, told | {"resolution": config.resolution}
+
+
+def _case(pair: Pair, clips, size, generate: Generator, seed: int, options) -> Case:
+    records = {name: clips[name].load() for name in {pair.reference, pair.driving, pair.truth}}
+    (reference,), (own,) = clip_frames(records[pair.reference], [pair.reference_frame], size)
+    truth, points = clip_frames(records[pair.truth], pair.numbers, size)
+    mask = clip_masks(records[pair.truth], pair.numbers, size)
+    if pair.driving != pair.truth:
+        points = clip_frames(records[pair.driving], pair.numbers, size)[1]
+    if pair.driving != pair.reference:
+        # In the evaluated pictures' pixels already, so that all sizes are the same.
+        sizes = dict.fromkeys(("driving_size", "target_size", "reference_size"), size)
+        points = retarget(points, own, options.retarget, **sizes)
+    predicted = generate(reference, own, points, seed)
+    shown = []
+    if options.pictures:
+        shown = [reference, np.asarray(draw_skeletons(points, size[1], size[0]))]
+    return {**asdict(pair), "seed": seed}, predicted, truth, mask, shown

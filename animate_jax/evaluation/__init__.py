@@ -1,0 +1,1 @@
+"""How good generated videos are: metrics, the networks some of them need, baselines, reports."""

@@ -1,0 +1,191 @@
+"""All metrics of a clip, and the distances between two sets of clips.
+
+What cannot be computed is left out, never guessed: `left_out` says why.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from animate_jax.evaluation import pixels
+from animate_jax.evaluation.frechet import frechet_distance
+from animate_jax.evaluation.layers import Weights
+from animate_jax.evaluation.lpips import lpips
+from animate_jax.evaluation.networks import LPIPS_NETWORKS, NETWORKS, missing_files
+from animate_jax.evaluation.ssim import MS_SSIM_SMALLEST, ms_ssim, ssim, ssim_disco
+
+PICTURES, CLIPS = 8, 2  # that go through a compiled function at once
+LPIPS_SMALLEST = 64
+# In the order of reports: whether more is better.
+METRICS = {
+    "l1": False,
+    "psnr": True,
+    "psnr_character": True,
+    "ssim": True,
+    "ms_ssim": True,
+    "lpips_alex": False,
+    "lpips_vgg": False,
+    "flicker": False,
+    "flicker_ratio": None,  # 1 is best
+    "l1_disco": False,
+    "psnr_disco": None,  # means nothing
+    "ssim_disco": True,
+    "lpips_disco": False,
+}
+DISTANCES = {network.metric: name for name, network in NETWORKS.items()}
+LARGEST_PSNR = 100.0  # dB, at which a mean can still be taken: DisCo's value for equal pictures
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Weights by name of the network, for LPIPS and for the distances; each may be empty."""
+
+    lpips: Mapping[str, Weights] = field(default_factory=dict)
+    features: Mapping[str, Weights] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which parts of a clip FVD and FID-VID look at: `frames` from every `stride`th on."""
+
+    frames: int = 16
+    stride: int = 16
+
+
+def frame_scores(
+    predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray | None, networks: Networks
+) -> dict[str, np.ndarray]:
+    """Metrics of every frame, (frames,) each, of uint8 clips (frames, height, width, 3).
+
+    mask: bool (frames, height, width), the character's pixels, where they are known.
+    """
+    smallest = min(predicted.shape[1:3])
+    scores = {
+        "l1_disco": pixels.l1_disco(predicted, truth),
+        "psnr_disco": pixels.psnr_disco(predicted, truth),
+        "ssim_disco": ssim_disco(predicted, truth),
+    }
+    both = predicted, truth
+    scores |= in_batches(functools.partial(_similarities, smallest >= MS_SSIM_SMALLEST), *both)
+    if mask is not None:
+        scores |= in_batches(_masked, *both, mask)
+    if smallest >= LPIPS_SMALLEST:
+        for kind, weights in networks.lpips.items():
+            function = functools.partial(_lpips, kind, kind == "vgg", weights)
+            scores |= in_batches(function, *both)
+    for name in scores:
+        if name.startswith("psnr"):
+            scores[name] = np.minimum(scores[name], LARGEST_PSNR)
+    return {name: scores[name] for name in METRICS if name in scores}
+
+
+def clip_scores(
+    frames: Mapping[str, np.ndarray], predicted: np.ndarray, truth: np.ndarray
+) -> dict[str, float]:
+    """Metrics of a clip: the means of its frames' (where they are defined), and the flicker."""
+    scores = {n: float(values[np.isfinite(values)].mean()) for n, values in frames.items()
+              if np.isfinite(values).any()}  # fmt: skip
+    names = "flicker", "flicker_ratio"
+    flickers = pixels.flicker(*(np.float32(clip) / 255 for clip in (predicted, truth)))
+    scores |= {n: float(value) for n, value in zip(names, flickers) if np.isfinite(value)}
+    return {name: scores[name] for name in METRICS if name in scores}
+
+
+def clip_features(clip: np.ndarray, networks: Networks, windows: Windows) -> dict[str, np.ndarray]:
+    """Features of a clip by distance, (n, d): of its pictures, or of its windows, if any."""
+    found = {}
+    for name, weights in networks.features.items():
+        network, size, parts = NETWORKS[name], PICTURES, clip
+        if network.metric != "fid":
+            starts = range(0, len(clip) - windows.frames + 1, windows.stride)
+            parts, size = [clip[start : start + windows.frames] for start in starts], CLIPS
+        if len(parts):
+            function = functools.partial(_features, name, weights)
+            found[network.metric] = in_batches(function, np.asarray(parts), size=size)["features"]
+    return found
+
+
+def set_distances(
+    predicted: Sequence[Mapping], truth: Sequence[Mapping], networks: Networks
+) -> dict[str, dict]:
+    """{distance: {"value", "samples"}} between the features of two sets of clips.
+
+    samples: pictures or windows of each set. A distance with fewer than two is left out.
+    """
+    found = {}
+    for metric, name in DISTANCES.items():
+        sets = [[clip[metric] for clip in clips if metric in clip] for clips in (predicted, truth)]
+        if name not in networks.features or not all(sets):
+            continue
+        sets = [np.concatenate(features) for features in sets]
+        if min(map(len, sets)) > 1:
+            found[metric] = {"value": frechet_distance(*sets), "samples": len(sets[0])}
+    return found
+
+
+def left_out(
+    networks: Networks, size: tuple[int, int], masked: bool, windows: Windows, distances: Mapping
+) -> dict[str, str]:
+    """Why metrics are missing from a report, by their names; size is (width, height)."""
+    reasons = {}
+    if not masked:
+        reasons["psnr_character"] = "which pixels are the character's is known of puppets only"
+    if min(size) < MS_SSIM_SMALLEST:
+        reasons["ms_ssim"] = f"needs pictures of at least {MS_SSIM_SMALLEST} pixels on each side"
+    for kind in LPIPS_NETWORKS:
+        names = [f"lpips_{kind}", *(["lpips_disco"] if kind == "vgg" else [])]
+        for name in names:
+            if kind not in networks.lpips:
+                reasons[name] = missing_files("lpips")
+            elif min(size) < LPIPS_SMALLEST:
+                reasons[name] = f"needs pictures of at least {LPIPS_SMALLEST} pixels on each side"
+    for metric, name in DISTANCES.items():
+        if name not in networks.features:
+            reasons[metric] = missing_files(name)
+        elif metric not in distances:
+            what = "frames" if metric == "fid" else f"windows of {windows.frames} frames"
+            reasons[metric] = f"needs at least two {what}"
+    return reasons
+
+
+def in_batches(function: Callable, *arrays: np.ndarray, size: int = PICTURES) -> dict:
+    """`function` of rows of the arrays, `size` at a time; the last are filled up, to compile once.
+
+    It returns a dict of arrays with as many rows. uint8 becomes float32 in [0, 1] before.
+    """
+    outs = []
+    for start in range(0, len(arrays[0]), size):
+        parts = [array[start : start + size] for array in arrays]
+        count = len(parts[0])
+        parts = [np.concatenate([p, np.repeat(p[-1:], size - count, 0)]) for p in parts]
+        parts = [p.astype(np.float32) / 255 if p.dtype == np.uint8 else p for p in parts]
+        outs.append({name: np.asarray(x)[:count] for name, x in function(*parts).items()})
+    return {name: np.concatenate([out[name] for out in outs]) for name in outs[0]}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _similarities(several_scales, a, b):
+    scores = {"l1": pixels.l1(a, b), "psnr": pixels.psnr(a, b), "ssim": ssim(a, b)}
+    return scores | ({"ms_ssim": ms_ssim(a, b)} if several_scales else {})
+
+
+@jax.jit
+def _masked(a, b, mask):
+    return {"psnr_character": pixels.psnr(a, b, mask)}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _lpips(kind, disco, weights, a, b):
+    scores = {f"lpips_{kind}": lpips(weights, a, b, kind)}
+    return scores | ({"lpips_disco": lpips(weights, a, b, kind, normalize=False)} if disco else {})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(name, weights, x):
+    return {"features": NETWORKS[name].features(weights, jnp.asarray(x))}
