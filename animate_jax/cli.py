@@ -274,6 +274,8 @@ def _data_preview(options):
 
 
 def _add_evaluate(command):
+    from animate_jax.evaluation.protocol import PROTOCOLS
+
     summary = "measure how good a model's videos are, or a baseline's, or those in a folder"
     parser = command("evaluate", _evaluate, summary)
     add = parser.add_argument
@@ -288,7 +290,7 @@ def _add_evaluate(command):
     add("--predicted", metavar="DIR", help="videos or folders of pictures that somebody made")
     add("--truth", metavar="DIR", help="the same names, as they should be")
     add = parser.add_argument_group("which videos").add_argument
-    add("--protocol", choices=["tiktok", "ubc_fashion"], help="settings of the literature")
+    add("--protocol", choices=PROTOCOLS, help="settings of the literature")
     add("--split", choices=["train", "validation", "all"], help="of the data; else validation")
     add("--pairs", type=_positive, metavar="N", help="at most so many videos")
     add("--pairs-file", metavar="JSON", help="references, motions and truths, by names of clips")

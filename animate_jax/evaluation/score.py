@@ -107,7 +107,7 @@ def clip_features(clip: np.ndarray, networks: Networks, windows: Windows) -> dic
             parts, size = [clip[start : start + windows.frames] for start in starts], CLIPS
         if len(parts):
             function = functools.partial(_features, name, weights)
-            found[network.metric] = in_batches(function, np.asarray(parts), size=size)["features"]
+            found[network.metric] = in_batches(function, parts, size=size)["features"]
     return found
 
 
@@ -154,14 +154,15 @@ def left_out(
     return reasons
 
 
-def in_batches(function: Callable, *arrays: np.ndarray, size: int = PICTURES) -> dict:
+def in_batches(function: Callable, *arrays: Sequence, size: int = PICTURES) -> dict:
     """`function` of rows of the arrays, `size` at a time; the last are filled up, to compile once.
 
-    It returns a dict of arrays with as many rows. uint8 becomes float32 in [0, 1] before.
+    It returns a dict of arrays with as many rows. uint8 becomes float32 in [0, 1] before. Lists of
+    windows that overlap are only joined batch by batch.
     """
     outs = []
     for start in range(0, len(arrays[0]), size):
-        parts = [array[start : start + size] for array in arrays]
+        parts = [np.asarray(array[start : start + size]) for array in arrays]
         count = len(parts[0])
         parts = [np.concatenate([p, np.repeat(p[-1:], size - count, 0)]) for p in parts]
         parts = [p.astype(np.float32) / 255 if p.dtype == np.uint8 else p for p in parts]

@@ -43,17 +43,17 @@ KINDS = "noisy", "shifted", "unrelated"
 
 
 def tensors(pair):
-    """As torchmetrics takes them."""
-    return [torch.from_numpy(p).permute(0, 3, 1, 2).float() / 255 for p in pair]
+    """As torchmetrics takes them, in double precision: in single, flat areas cost it 9e-5."""
+    return [torch.from_numpy(p).permute(0, 3, 1, 2).double() / 255 for p in pair]
 
 
 def floats(pair):
     return [p.astype(np.float32) / 255 for p in pair]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_as_torchmetrics(kind):
-    pair = pictures(kind)
+def test_as_torchmetrics():
+    kinds = zip(*(pictures(kind, 176, 181) for kind in KINDS))
+    pair = [np.stack([clip[number % 2] for number, clip in enumerate(clips)]) for clips in kinds]
     a, b = tensors(pair)
     each = dict(data_range=1.0, reduction="none")
     expected = structural_similarity_index_measure(a, b, **each)
