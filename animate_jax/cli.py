@@ -297,7 +297,8 @@ def _add_evaluate(command):
     add(
         "--cross", action="store_true", help="motions of other characters, where the truth is known"
     )
-    add("--retarget", default="scale", choices=["none", "scale", "bones"], help="then")
+    add("--retarget", default="scale", choices=["none", "scale", "bones"], help="of others'"
+        " motions to the reference's body")  # fmt: skip
     add("--frames", type=_positive, metavar="F", help="at most so many of each video")
     add("--stride", type=_positive, metavar="S", help="take every so manyth frame")
     add("--width", type=_positive, help="of what is compared; else from the model and the clips")

@@ -231,9 +231,8 @@ def _case(pair: Pair, clips, size, generate: Generator, seed: int, options) -> C
     truth, points = clip_frames(records[pair.truth], pair.numbers, size)
     mask = clip_masks(records[pair.truth], pair.numbers, size)
     if pair.driving != pair.truth:
+        # Another body's skeleton; the truth's own is where it should be already.
         points = clip_frames(records[pair.driving], pair.numbers, size)[1]
-    if pair.driving != pair.reference:
-        # In the evaluated pictures' pixels already, so that all sizes are the same.
         sizes = dict.fromkeys(("driving_size", "target_size", "reference_size"), size)
         points = retarget(points, own, options.retarget, **sizes)
     predicted = generate(reference, own, points, seed)

@@ -18,6 +18,7 @@ from animate_jax.evaluation.protocol import PROTOCOLS, SETTINGS, read_protocol
 from animate_jax.evaluation.report import mean_interval, table, write_report
 from animate_jax.evaluation.score import METRICS
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
+from animate_jax.pose.retarget import retarget
 from animate_jax.video.reading import probe_video
 from animate_jax.video.writing import write_video
 from animate_jax.weights.model_directory import save_model
@@ -164,6 +165,33 @@ def test_distances_are_of_all_frames_and_windows(copied, tmp_path, monkeypatch):
     _, report = evaluate(tmp_path / "more.json", *folders, "--networks", files)
     assert list(report["distances"]) == ["fid"]
     assert report["left_out"]["fvd"] == "needs at least two windows of 16 frames"
+
+
+def test_only_skeletons_of_others_are_retargeted(puppets, tmp_path, monkeypatch):
+    driven = []
+
+    def generate(reference, own, points):
+        driven.append((own, points))
+        return reference[None].repeat(len(points), 0)
+
+    monkeypatch.setattr("animate_jax.commands.evaluate.warp_reference", generate)
+    line = {"reference": "000001", "reference_frame": 4, "frames": 5, "stride": 2}
+    pairs = [
+        line | {"name": "itself", "driving": "000003", "truth": "000003"},
+        line | {"name": "other", "driving": "000000", "truth": "000001"},
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps({"pairs": pairs}))
+    options = "--baseline", "warp", "--data", puppets, "--pairs-file", tmp_path / "pairs.json"
+    code, report = evaluate(tmp_path / "report.json", *options)
+    assert code == 0 and report["clips"][0]["first"] == 1
+    clips = open_clips(puppets, "validation")
+    poses = {n: clip_frames(clips[n].load(), range(1, 10, 2), (96, 128))[1] for n in clips}
+    own = clip_frames(clips["000001"].load(), [4], (96, 128))[1][0]
+    for reference, _ in driven:
+        np.testing.assert_array_equal(reference, own)
+    np.testing.assert_array_equal(driven[0][1], poses["000003"])
+    sizes = dict.fromkeys(("driving_size", "target_size", "reference_size"), (96, 128))
+    np.testing.assert_array_equal(driven[1][1], retarget(poses["000000"], own, "scale", **sizes))
 
 
 def test_protocols_are_complete_and_apply(puppets, tmp_path, capsys):

@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from torch_networks import LPIPS, FidInception, I3d, Resnet3d, lpips_distance, randomize
 
 from animate_jax.errors import UserError
+from animate_jax.evaluation import i3d as i3d_module
+from animate_jax.evaluation import inception as inception_module
+from animate_jax.evaluation import resnet3d as resnet3d_module
 from animate_jax.evaluation.i3d import i3d
 from animate_jax.evaluation.inception import inception
 from animate_jax.evaluation.layers import resize
@@ -129,6 +132,29 @@ def test_pictures_are_resized_as_the_networks_are_used_to():
             picture = Image.fromarray(x[0, ..., channel])
             expected = picture.resize(size[::-1], Image.Resampling.BICUBIC)
             np.testing.assert_allclose(ours[0, ..., channel], np.asarray(expected), atol=1e-5)
+
+
+def test_networks_see_pictures_as_in_the_code_they_come_from(monkeypatch):
+    """pytorch-fid: bilinear, [-1, 1]. DisCo: Pillow's bicubic; [-1, 1], or 0 to 255 less a mean."""
+    for module, name in ((inception_module, "inception"), (i3d_module, "i3d")):
+        monkeypatch.setattr(module, name, lambda weights, x: x)
+    monkeypatch.setattr(resnet3d_module, "resnet3d", lambda weights, x: x)
+    clip = uniform(1, 2, 40, 53, 3)
+    seen = inception_module.fid_features(None, clip[0])
+    expected = F.interpolate(channels_first(clip[0]), (299, 299), mode="bilinear") * 2 - 1
+    np.testing.assert_allclose(np.moveaxis(np.asarray(seen), -1, 1), expected, atol=1e-5)
+    mean = np.array([114.7748, 107.7354, 99.4750])
+    for features, size, scale, shift in (
+        (i3d_module.fvd_features, 224, 2, -np.ones(3)),
+        (resnet3d_module.fid_vid_features, 112, 255, -mean),
+    ):
+        seen = features(None, clip)
+        assert seen.shape == (1, 2, size, size, 3)
+        for channel in range(3):
+            picture = Image.fromarray(clip[0, 1, ..., channel])
+            resized = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+            expected = resized * scale + shift[channel]
+            np.testing.assert_allclose(seen[0, 1, ..., channel], expected, atol=1e-5 * scale)
 
 
 def test_other_files_are_refused(tmp_path, inception_file):

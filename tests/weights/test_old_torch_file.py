@@ -105,3 +105,22 @@ def test_counts_that_differ_are_refused(tmp_path):
     path.write_bytes(file.getvalue())
     with pytest.raises(UserError, match="unknown version"):
         read_torch_file(path)
+
+
+def test_damage_is_read_or_refused(tmp_path):
+    """Whatever bytes change: values come, or one line, and never another error."""
+    data = save(tmp_path / "w.pth", {"a": torch.ones(3), "b": torch.zeros(2, 2)}).read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged.pth"
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(data)
+        for place in rng.integers(14, len(data), 2):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            for tensor in read_torch_file(path).values():
+                tensor.read()
+        except UserError:
+            refused += 1
+    assert refused > 100
