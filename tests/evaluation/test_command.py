@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,6 +38,15 @@ def model(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def quick_compilation():
+    """Programs that run once: compiled in half the time, and slower."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_model_driven_by_others(model, puppets, tmp_path, capsys):
     sampling = "--steps", 1, "--guidance", 1, "--frames", 2, "--pairs", 2, "--cross"
     options = "--model", model, "--data", puppets, *sampling
