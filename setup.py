@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+PLAN = ['libtpu; sys_platform == "linux"']  # the TPU compiler
 # What reads records and writes logs; making records needs it too.
 TRAIN = [
     "absl-py",
@@ -43,12 +44,14 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]", "etils[epath-gcs]"],
         "cuda": ["jax[cuda12]"],
+        "plan": PLAN,
         "pose": ["ai-edge-litert>=2", "onnxruntime"],
         "train": TRAIN,
         "data": [*TRAIN, "scenedetect-headless>=0.7"],
         "beam": ["apache-beam>=2.70"],
         "notebook": ["ipywidgets", "jupyter"],
         "dev": [
+            *PLAN,
             "diffusers",
             "onnx",
             "opencv-python-headless",

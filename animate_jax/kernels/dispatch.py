@@ -51,6 +51,11 @@ def rows_over_mesh(kernel):
     return run
 
 
+def axis_size(name: str) -> int:
+    """Of an axis of the mesh set by `jax.set_mesh`; 1 where there is none."""
+    return _mesh_sizes().get(name, 1)
+
+
 def _mesh_sizes() -> dict[str, int]:
     """Of the axes of the mesh set by `jax.set_mesh` that no `shard_map` around has taken."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -19,7 +19,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from animate_jax.kernels.dispatch import by_platform, fast_memory, rows_over_mesh
+from animate_jax.kernels.dispatch import (
+    HEAD_AXIS,
+    axis_size,
+    by_platform,
+    fast_memory,
+    rows_over_mesh,
+)
 
 LANES = 128
 TOKENS = 1024, 512, 256, 128  # of a block
@@ -69,6 +75,7 @@ def supports(x, weights: Weights) -> bool:
     return (
         x.dtype in (jnp.bfloat16, jnp.float32)
         and x.dtype == weights.w_in.dtype
+        and axis_size(HEAD_AXIS) == 1  # else XLA splits the hidden channels
         and x[0].size // x.shape[-1] >= TOKENS[-1]
         and x.shape[-1] % 8 == 0
         and _piece(weights) is not None

@@ -1,0 +1,140 @@
+"""Planning for TPUs that are not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from animate_jax.errors import UserError
+from animate_jax.parallel.chips import CHIPS
+from animate_jax.tpu.count_flops import count_flops
+from animate_jax.tpu.program import read_hlo
+from animate_jax.tpu.topology import topology_name
+
+ROOT = Path(__file__).parents[2]
+V5E = CHIPS["TPU v5 lite"]
+
+
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("v5e:4x4", "v5e:4x4"),
+        ("v5litepod-16", "v5e:4x4"),
+        ("v6e-8", "v6e:2x4"),
+        ("v4-32", "v4:2x2x4"),  # cores, two a chip
+        ("v5p-8", "v5p:2x2x1"),
+    ],
+)
+def test_accelerator_types(text, name):
+    assert topology_name(text) == name
+
+
+@pytest.mark.parametrize("text", ["v5e-3", "h100-8", "v4", "v5e:", "-16"])
+def test_unknown_accelerator_types(text):
+    with pytest.raises(UserError, match="no TPU known"):
+        topology_name(text)
+
+
+def test_flops_of_products_convolutions_and_loops():
+    x, w = jax.ShapeDtypeStruct((6, 8), jnp.float32), jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    product = 2 * 6 * 8 * 8
+
+    def chain(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.sin(x @ w), None), x, None, length=5)[0].sum()
+
+    assert count_flops(chain, x, w) == 5 * product
+    assert count_flops(jax.grad(chain, argnums=(0, 1)), x, w) == 15 * product
+    again = jax.grad(jax.checkpoint(chain), argnums=(0, 1))
+    assert count_flops(again, x, w) == 20 * product  # the forward pass twice
+
+    picture = jax.ShapeDtypeStruct((2, 9, 9, 3), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32)
+
+    def convolve(x, w):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, w, (2, 2), "VALID", dimension_numbers=numbers)
+
+    forward = 2 * (2 * 4 * 4 * 4) * (3 * 3 * 3)
+    assert count_flops(convolve, picture, kernel) == forward
+
+
+def test_flops_are_those_of_all_devices():
+    mesh = AbstractMesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    rows = PartitionSpec("data")
+    with jax.sharding.use_abstract_mesh(mesh):
+        split = jax.shard_map(lambda x: x @ x.T, in_specs=rows, out_specs=rows)
+        assert count_flops(split, jnp.zeros((8, 16))) == 4 * (2 * 2 * 2 * 16)
+
+
+HLO = """\
+%inner (p: f32[8]) -> f32[8] {
+  %a = f32[8] fusion(%p), calls=%f, backend_config={"estimated_cycles":"100"}
+  %g = (f32[2]{0}, f32[8]{0}) all-gather-start(%a), dimensions={0}
+}
+
+%condition (p: f32[8]) -> pred[] {
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = f32[8] while(%p), condition=%condition, body=%inner, \
+backend_config={"known_trip_count":{"n":"7"}}
+  %b = f32[8] fusion(%w), calls=%f, backend_config={"estimated_cycles":"5"}
+  %k = bf16[1024,320] custom-call(%w), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={bf16[1024,320]{1,0}, f32[3,1,320]{2,1,0}}, \
+metadata={op_name="jit(f)/feed_forward/pallas_call"}
+}
+"""
+
+
+def test_loops_kernels_and_messages_are_counted():
+    cycles, kernels, messages = read_hlo(HLO, V5E)
+    assert cycles == 7 * 100 + 5
+    assert kernels["feed_forward"] == pytest.approx(24 * 1024 * 320**2 / 97e3)
+    assert messages == {"all-gather": (7, 7 * 32)}
+
+
+CLIPS = "motion=True", "learned=('motion_modules_',)", "data.frames=8", "data.batch_size=4"
+
+# In a process of its own, because libtpu's environment is read once.
+COMPILE = """
+import json, sys
+from animate_jax.tpu.plan import plan_training
+from animate_jax.tpu.topology import topology_devices
+from animate_jax.training.config import load_config
+plan = plan_training(load_config(sys.argv[1], sys.argv[3:]), topology_devices(sys.argv[2]))
+print(json.dumps({"devices": plan.devices, "fits": plan.fits, "needed": plan.needed,
+    "parameters": plan.parameters, "optimizer": plan.optimizer, "flops": plan.flops,
+    "seconds": plan.seconds, "messages": plan.program.messages,
+    "kernels": plan.program.kernel_cycles}))
+"""
+
+
+@pytest.mark.parametrize(
+    "config, topology, overrides, budget",
+    [
+        ("tests/small_stage1.py", "v5e:2x2", ["dtype=bfloat16"], 0.2),
+        ("tests/small_stage1.py", "v6e-4", [*CLIPS, "mesh.fsdp=2", "remat=full"], 0.2),
+    ],
+)
+def test_small_stages_fit(config, topology, overrides, budget):
+    pytest.importorskip("libtpu")
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE, config, topology, *overrides],
+        cwd=ROOT,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    plan = json.loads(run.stdout.splitlines()[-1])
+    assert plan["devices"] == 4 and plan["fits"]
+    assert plan["parameters"] + plan["optimizer"] < plan["needed"] < budget * 2**30
+    assert plan["flops"] > 1e9 and 0 < plan["seconds"] < 1
+    assert plan["messages"]["all-reduce"][0] > 0
+    assert "picture_sums" in plan["kernels"]
