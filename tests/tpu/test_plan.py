@@ -1,5 +1,6 @@
 """Planning for TPUs that are not there."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,11 +12,14 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from animate_jax.cli import main
 from animate_jax.errors import UserError
 from animate_jax.parallel.chips import CHIPS
 from animate_jax.tpu.count_flops import count_flops
-from animate_jax.tpu.program import read_hlo
+from animate_jax.tpu.plan import Plan, describe, sweep
+from animate_jax.tpu.program import Program, read_hlo
 from animate_jax.tpu.topology import topology_name
+from animate_jax.training.config import load_config
 
 ROOT = Path(__file__).parents[2]
 V5E = CHIPS["TPU v5 lite"]
@@ -138,3 +142,54 @@ def test_small_stages_fit(config, topology, overrides, budget):
     assert plan["flops"] > 1e9 and 0 < plan["seconds"] < 1
     assert plan["messages"]["all-reduce"][0] > 0
     assert "picture_sums" in plan["kernels"]
+
+
+def fake_plan(fits, seconds=1.0):
+    program = Program(0, 0, 0, seconds * V5E.clock, {}, {})
+    return Plan(V5E, "TPU v5 lite", 4, 1e12, 0, 0, program, 0 if fits else 2, 1, 8)
+
+
+def test_sweep_tries_smaller_parts_only_where_larger_do_not_fit(monkeypatch):
+    tried = []
+
+    def plan(config, devices, flops):
+        mesh = tuple(config.mesh.to_dict().values())
+        tried.append((mesh, config.remat, config.accumulate))
+        assert flops == (1e12 if len(tried) > 1 else 0)  # counted once
+        return fake_plan(fits=config.remat == "full" or config.accumulate == 2)
+
+    monkeypatch.setattr("animate_jax.tpu.plan.plan_training", plan)
+    config = load_config("tests/small_stage1.py")
+    found = list(sweep(config, [None] * 4))
+    assert len(found) == len(tried) == len(set(tried))
+    meshes = {mesh for mesh, *_ in tried}
+    assert meshes == {(4, 1, 1), (2, 1, 2), (2, 2, 1), (1, 2, 2), (1, 4, 1)}
+    # A batch of 8 in parts of 2 a device; "full" fits at once.
+    first = [way[1:] for way in tried if way[0] == (4, 1, 1)]
+    dots = "dots_saveable"
+    assert first == [("none", 1), ("none", 2), (dots, 1), (dots, 2), ("full", 1)]
+    overrides, _ = found[1]
+    assert "--config.remat=none" in overrides and "--config.accumulate=2" in overrides
+    load_config("tests/small_stage1.py", [text.removeprefix("--config.") for text in overrides])
+
+
+def test_what_is_said():
+    said = describe(fake_plan(fits=True, seconds=0.5))
+    assert "4 x TPU v5 lite: fits" in said and "500 ms, 0 % of peak" in said
+    assert "DOES NOT FIT" in describe(fake_plan(fits=False))
+    assert "DOES NOT FIT" in describe(dataclasses.replace(fake_plan(True), program=None))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--topology", "v5e-3", "--config", "configs/stage1.py"], "no TPU known"),
+        (["--topology", "v5e:9x9", "--config", "configs/stage1.py"], "no such topology"),
+        (["--topology", "v5e-4"], "--config configs/stage1.py"),
+        (["--topology", "v5e-4", "--config", "configs/no.py"], "no such config"),
+    ],
+)
+def test_bad_input(arguments, message, capsys):
+    pytest.importorskip("libtpu")
+    assert main(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err
