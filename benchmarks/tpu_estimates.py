@@ -7,8 +7,8 @@
 `animate-jax plan animate` says it of a guided denoising step. XLA's cycles are its own estimates;
 those of kernels are read off their final schedules: instructions times the turns of the loops that
 they stand in, as if nothing ever waited, and as if every branch were taken: temporal attention's
-second pass, which is for large scores only, is counted too. All is bfloat16. Needs libtpu; takes minutes to half an
-hour.
+second pass, which is for large scores only, is counted too. All is bfloat16. Needs libtpu; takes
+minutes to half an hour.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def supports(query, heads: int) -> bool:
         and frames <= MAX_FRAMES
         and pixels >= 16
         and channels % heads == 0
-        and _plan(query, heads).memory(arrays=7) + RESERVE <= fast_memory()
+        and plan_of(query, heads).memory(arrays=7) + RESERVE <= fast_memory()
     )
 
 
@@ -133,7 +133,8 @@ class Plan:
         return max(1, min(self.words, SCORE_REGISTERS // registers))
 
 
-def _plan(query, heads) -> Plan:
+def plan_of(query, heads: int) -> Plan:
+    """For a query (B, F, N, C): of as few channels as make whole heads and whole tiles."""
     _, frames, _, channels = query.shape
     width = channels // heads
     block = math.lcm(width, LANES)
@@ -143,7 +144,7 @@ def _plan(query, heads) -> Plan:
 @functools.partial(jax.jit, static_argnames=("kernel", "outputs", "heads", "interpret"))
 def _call(kernel, inputs, outputs, heads, interpret):
     batch, frames, pixels, channels = inputs[0].shape
-    plan = _plan(inputs[0], heads)
+    plan = plan_of(inputs[0], heads)
     shape = 1, frames, plan.pixels, plan.channels
     block = pl.BlockSpec(shape, lambda b, c, n: (b, 0, n, c))
     words = pltpu.VMEM(plan.words_shape, jnp.uint32 if plan.packed else jnp.float32)
@@ -168,7 +169,12 @@ def _forward(*refs, plan: Plan):
     inputs, outputs, scratch = refs[:3], refs[3:4], refs[4:]
     for ref, words in zip(inputs, scratch):
         _gather(ref, words, plan)
-    query, key, value, out = scratch
+    attend_words(*scratch, plan)
+    _scatter(scratch[-1], outputs[0], plan)
+
+
+def attend_words(query, key, value, out, plan: Plan):
+    """Attention of one block: 32-bit words by tile, as `put_tile` lays them out, thrice to once."""
     scale = plan.width**-0.5 * math.log2(math.e)
 
     def attend(first, count, exact):
@@ -181,7 +187,6 @@ def _forward(*refs, plan: Plan):
         return total
 
     _in_parts(attend, plan)
-    _scatter(out, outputs[0], plan)
 
 
 def _backward(*refs, plan: Plan):
@@ -252,21 +257,30 @@ def _in_parts(attend, plan):
 
 def _gather(ref, words, plan):
     """A block (1, frames, pixels, channels) to 32-bit words by tile, zero beyond its edges."""
-    filled = plan.frames * plan.words
     for tile in range(plan.tiles):
         channels = slice(tile * LANES, min(plan.channels, (tile + 1) * LANES))
-        x = ref[0, :, :, channels].reshape(plan.frames * plan.pixels, -1)
-        x = pltpu.bitcast(x, words.dtype) if plan.packed else x
-        words[tile, :filled] = jnp.pad(x, ((0, 0), (0, LANES - x.shape[1])))
-        if plan.segment > plan.frames:
-            words[tile, filled:] = jnp.zeros_like(words[tile, filled:])
+        put_tile(words, tile, ref[0, :, :, channels].reshape(plan.frames * plan.pixels, -1), plan)
+
+
+def put_tile(words, tile, x, plan: Plan):
+    """x (frames * pixels, up to 128 channels), frames outside: fills one tile of the words."""
+    filled = plan.frames * plan.words
+    x = pltpu.bitcast(x, words.dtype) if plan.packed else x
+    words[tile, :filled] = jnp.pad(x, ((0, 0), (0, LANES - x.shape[1])))
+    if plan.segment > plan.frames:
+        words[tile, filled:] = jnp.zeros_like(words[tile, filled:])
+
+
+def take_tile(words, tile, plan: Plan):
+    """The inverse of `put_tile`: (frames * pixels, 128)."""
+    return _operand(words[tile, : plan.frames * plan.words], plan)
 
 
 def _scatter(words, ref, plan):
     for tile in range(plan.tiles):
         channels = slice(tile * LANES, min(plan.channels, (tile + 1) * LANES))
-        x = words[tile, : plan.frames * plan.words, : channels.stop - channels.start]
-        ref[0, :, :, channels] = _operand(x, plan).reshape(plan.frames, plan.pixels, -1)
+        x = take_tile(words, tile, plan)[:, : channels.stop - channels.start]
+        ref[0, :, :, channels] = x.reshape(plan.frames, plan.pixels, -1)
 
 
 def _load(words, first, count, plan):

@@ -164,13 +164,17 @@ class GEGLU(nn.Module):
 
 
 class Linear(nn.Module):
-    """Holds kernel (inputs, channels) and bias (channels,) of a layer that a kernel computes."""
+    """Holds kernel (inputs, channels) and bias (channels,) of a layer that a kernel computes; None
+    for a bias that it does not have."""
 
     channels: int
+    use_bias: bool = True
 
     @nn.compact
-    def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array | None]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs, self.channels))
+        if not self.use_bias:
+            return kernel, None
         return kernel, self.param("bias", nn.initializers.zeros, (self.channels,))
 
 

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from animate_jax.config import MotionConfig
-from animate_jax.kernels.attention import temporal_attention
+from animate_jax.kernels.temporal_block import Weights, temporal_block
 from animate_jax.models.layers import (
     Dtype,
     FeedForward,
     GroupNorm,
     LayerNormWeights,
-    layer_norm,
+    Linear,
 )
 
 
@@ -38,31 +38,34 @@ class Positions(nn.Module):
 
     @nn.compact
     def __call__(self, frames: int) -> jax.Array:
-        """(frames, 1, channels). Raises ValueError beyond `max_frames`."""
+        """(frames, channels). Raises ValueError beyond `max_frames`."""
         if frames > self.max_frames:
             raise ValueError(f"{frames} frames at once; this motion module knows {self.max_frames}")
         table = self.param("pe", nn.initializers.zeros, (1, self.max_frames, self.channels))
-        return table[0, :frames, None]
+        return table[0, :frames]
 
 
 class TemporalAttention(nn.Module):
-    """Self-attention over frames: (B, F, N, C) -> the same; one sequence per pixel."""
+    """Self-attention over frames, one sequence per pixel, with the LayerNorm before it and the
+    residual around both: (B, F, N, C) -> the same."""
 
     heads: int
     max_frames: int
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, norm: tuple[jax.Array, jax.Array]):
+        """norm: scale and bias of the LayerNorm, which files keep beside the attention."""
         frames, channels = x.shape[1], x.shape[-1]
         positions = Positions(self.max_frames, channels, name="pos_encoder")(frames)
-        x = x + positions.astype(x.dtype)
-        query, key, value = (
-            nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x)
+        projections = [
+            Linear(channels, use_bias=False, name=name)(channels)[0]
             for name in ("to_q", "to_k", "to_v")
-        )
-        x = temporal_attention(query, key, value, self.heads)
-        return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(x)
+        ]
+        outer = Linear(channels, name="to_out_0")(channels)
+        layers = (y.astype(self.dtype) for y in (*projections, *outer))
+        weights = Weights(*norm, positions, *layers)
+        return temporal_block(x.astype(self.dtype), weights, self.heads)
 
 
 class TemporalTransformerBlock(nn.Module):
@@ -74,13 +77,14 @@ class TemporalTransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x):
         for i in range(self.config.attentions):
+            norm = LayerNormWeights(name=f"norms_{i}")(x.shape[-1])
             attend = TemporalAttention(
                 self.config.heads,
                 self.config.max_frames,
                 self.dtype,
                 name=f"attention_blocks_{i}",
             )
-            x = x + attend(layer_norm(self.dtype, name=f"norms_{i}")(x))
+            x = attend(x, norm)
         norm = LayerNormWeights(name="ff_norm")(x.shape[-1])
         return FeedForward(self.dtype, name="ff")(x, norm)
 

@@ -133,6 +133,7 @@ RATES = {
 }
 PER_ELEMENT = {
     "temporal_attention_forward": 0.0194,
+    "temporal_block": 0.0464,
     "temporal_attention_backward": 0.0572,
     "picture_sums": 0.0030,
 }
