@@ -133,10 +133,10 @@ RATES = {
 }
 PER_ELEMENT = {
     "temporal_attention_forward": 0.0194,
-    "temporal_block": 0.0464,
     "temporal_attention_backward": 0.0572,
     "picture_sums": 0.0030,
 }
+TEMPORAL_BLOCK = {320: 0.0464, 640: 0.0518, 1280: 0.0865}  # by channels: it has products too
 
 
 def kernel_cycles(line: str, chip: Chip) -> tuple[str, float]:
@@ -146,6 +146,9 @@ def kernel_cycles(line: str, chip: Chip) -> tuple[str, float]:
     operands = _shapes(re.split(r"operand_layout_constraints=", line)[-1].split("}}")[0])
     arrays = [shape for _, shape in operands if len(shape) > 1]
     size = max((math.prod(shape) for shape in arrays), default=0)
+    if name == "temporal_block":
+        nearest = min(TEMPORAL_BLOCK, key=lambda channels: abs(channels - arrays[0][-1]))
+        return name, size * TEMPORAL_BLOCK[nearest]
     if name in PER_ELEMENT:
         return name, size * PER_ELEMENT[name]
     if name not in RATES:
