@@ -103,8 +103,6 @@ def test_loops_kernels_and_messages_are_counted():
     assert messages == {"all-gather": (7, 7 * 32)}
 
 
-CLIPS = "motion=True", "learned=('motion_modules_',)", "data.frames=8", "data.batch_size=4"
-
 # In a process of its own, because libtpu's environment is read once.
 COMPILE = """
 import json, sys
@@ -122,12 +120,12 @@ print(json.dumps({"devices": plan.devices, "fits": plan.fits, "needed": plan.nee
 @pytest.mark.parametrize(
     "config, topology, overrides, budget",
     [
-        ("tests/small_stage1.py", "v5e:2x2", ["dtype=bfloat16"], 0.2),
-        ("tests/small_stage1.py", "v6e-4", [*CLIPS, "mesh.fsdp=2", "remat=full"], 0.2),
+        ("tests/small_stage1.py", "v5e:2x2", [], 0.5),
+        ("configs/overfit_autoencoder.py", "v6e-4", ["mesh.fsdp=2"], 0.5),
     ],
 )
 def test_small_stages_fit(config, topology, overrides, budget):
-    pytest.importorskip("libtpu")
+    overrides = ["dtype=bfloat16", "data.batch_size=32", *overrides]
     run = subprocess.run(
         [sys.executable, "-c", COMPILE, config, topology, *overrides],
         cwd=ROOT,
@@ -139,7 +137,7 @@ def test_small_stages_fit(config, topology, overrides, budget):
     plan = json.loads(run.stdout.splitlines()[-1])
     assert plan["devices"] == 4 and plan["fits"]
     assert plan["parameters"] + plan["optimizer"] < plan["needed"] < budget * 2**30
-    assert plan["flops"] > 1e9 and 0 < plan["seconds"] < 1
+    assert plan["flops"] > 1e8 and 0 < plan["seconds"] < 1
     assert plan["messages"]["all-reduce"][0] > 0
     assert "picture_sums" in plan["kernels"]
 
@@ -190,6 +188,5 @@ def test_what_is_said():
     ],
 )
 def test_bad_input(arguments, message, capsys):
-    pytest.importorskip("libtpu")
     assert main(["plan", *arguments]) == 2
     assert message in capsys.readouterr().err
