@@ -37,8 +37,9 @@ def _of_equation(equation) -> float:
         return 2.0 * size * kernel.size / outputs / dilation / groups
     if name == "pallas_call":
         return 0.0
-    if name == "cond":  # versions for several platforms, of which a kernel's is empty
-        return max(_flops(branch.jaxpr) for branch in parameters["branches"])
+    if name == "cond":  # versions for several platforms: a kernel's is empty or computes more
+        counts = [_flops(branch.jaxpr) for branch in parameters["branches"]]
+        return min((count for count in counts if count), default=0.0)
     times = parameters["length"] if name == "scan" else 1
     if name == "shard_map":
         # Along axes that nothing is split over the same is computed again.

@@ -68,6 +68,18 @@ def test_flops_of_products_convolutions_and_loops():
     assert count_flops(convolve, picture, kernel) == forward
 
 
+def test_flops_are_those_of_the_plain_version():
+    x = jnp.zeros((8, 8))
+
+    def versions(x):
+        return jax.lax.platform_dependent(x, default=lambda x: x @ x, tpu=lambda x: x @ x @ x)
+
+    def kernel(x):
+        return jax.lax.platform_dependent(x, default=lambda x: x @ x, tpu=lambda x: x + 1)
+
+    assert count_flops(versions, x) == count_flops(kernel, x) == 2 * 8 * 8 * 8
+
+
 def test_flops_are_those_of_all_devices():
     mesh = AbstractMesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     rows = PartitionSpec("data")
