@@ -62,6 +62,13 @@ def _parser():
     new.add_argument("out", metavar="OUT")
     new.add_argument("--seed", type=int, default=0, help="of the weights")
     _add_overwrite(new)
+    copy = command("copy", _copy, "a model directory again, in another place or precision")
+    copy.add_argument("model", metavar="MODEL", help="a model directory or a training's workdir")
+    copy.add_argument("out", metavar="OUT")
+    copy.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of every weight; else as they are"
+    )
+    _add_overwrite(copy)
     inspect = command("inspect", _inspect, "say what a model directory holds")
     inspect.add_argument("model", metavar="MODEL")
     fetch = commands.add_parser("fetch", help="get files that some commands need")
@@ -91,7 +98,7 @@ def _add_pose_backend(parser):
 def _add_animate(command):
     parser = command("animate", _animate, "make a picture perform a motion")
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a model directory, local or gs://")
+    add("--model", metavar="DIR", help="local or gs://; by default a small one that comes along")
     add("--reference", required=True, metavar="IMAGE", help="the character")
     motion = parser.add_mutually_exclusive_group(required=True)
     motion.add_argument("--driving", metavar="VIDEO", help="a video of someone moving")
@@ -101,7 +108,7 @@ def _add_animate(command):
     add("--width", type=_positive, help="in pixels; by default from the model and the picture")
     add("--height", type=_positive, help="likewise; both are rounded to multiples of 8")
     add("--steps", type=_positive, default=20, help="denoising steps")
-    add("--guidance", type=float, default=3.5, help="strength of the reference; 1 is none")
+    add("--guidance", type=float, help="strength of the reference; 1 is none; else the model's")
     add("--seed", type=int, default=0, help="of the initial noise")
     add("--frames", type=_positive, help="at most so many frames")
     add("--stride", type=_positive, default=1, help="take every so manyth frame of the motion")
@@ -111,7 +118,7 @@ def _add_animate(command):
     add("--retarget", choices=["none", "scale", "bones"], help="to the reference's body: by default"
         " scale, and none for --pose-video")  # fmt: skip
     add("--reference-keypoints", metavar="NPZ", help="the reference's pose, where none is found")
-    add("--window", type=_positive, default=24, help="frames that are denoised together")
+    add("--window", type=_positive, help="frames that are denoised together; else 24, or the most")
     add("--overlap", type=int, default=4, help="frames that neighbouring windows share")
     add("--windows", default="tapered", choices=["tapered", "moore"], help="how windows join")
     add("--initial-noise", metavar="NPY", help="(frames, height / 8, width / 8, 4)")
@@ -305,9 +312,9 @@ def _add_evaluate(command):
     add("--height", type=_positive)
     add = parser.add_argument_group("sampling").add_argument
     add("--steps", type=_positive, default=20, help="denoising steps")
-    add("--guidance", type=float, default=3.5, help="strength of the reference; 1 is none")
+    add("--guidance", type=float, help="strength of the reference; 1 is none; else the model's")
     add("--seed", type=int, default=0, help="of the first video's noise; the next has the next")
-    add("--window", type=_positive, default=24, help="frames that are denoised together")
+    add("--window", type=_positive, help="frames that are denoised together; else 24, or the most")
     add("--overlap", type=int, default=4, help="frames that neighbouring windows share")
     add("--dtype", choices=["float32", "bfloat16"], help="by default float32 on CPU, else bfloat16")
     add = parser.add_argument_group("networks of metrics", "see docs/evaluation.md").add_argument
@@ -336,6 +343,21 @@ def _new(options):
     parts = ((name, model.init(options.seed, (name,))[name]) for name in COMPONENTS)
     save_model(options.out, config, parts, overwrite=options.overwrite)
     print(f"wrote {options.out}: {options.preset}, random weights")
+
+
+def _copy(options):
+    from animate_jax.models.animate_anyone import COMPONENTS
+    from animate_jax.training.stages import model_directory
+    from animate_jax.weights.model_directory import load_model, read_config, save_model
+
+    source = model_directory(options.model)
+
+    def component(name):
+        return load_model(source, components=(name,), dtype=options.dtype)[1][name]
+
+    parts = ((name, lambda name=name: component(name)) for name in COMPONENTS)
+    save_model(options.out, read_config(source), parts, overwrite=options.overwrite)
+    print(f"wrote {options.out}")
 
 
 def _inspect(options):

@@ -28,7 +28,12 @@ class MotionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Stable Diffusion 1.5's UNet; a denoiser with `motion`, a ReferenceNet without `output`."""
+    """Stable Diffusion 1.5's UNet; a denoiser with `motion`, a ReferenceNet without `output`.
+
+    reference: what a denoiser does with the ReferenceNet's features. The paper attends to them; the
+    others are what it compares with: "added" at the same place (as ControlNet does, arXiv
+    2302.05543), or "none", which leaves the image token alone.
+    """
 
     in_channels: int = 4
     out_channels: int = 4
@@ -40,6 +45,7 @@ class UNetConfig:
     norm_groups: int = 32
     output: bool = True
     motion: MotionConfig | None = None
+    reference: typing.Literal["attended", "added", "none"] = "attended"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +104,8 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole Animate Anyone model. `resolution` is the side of the square it was trained near."""
+    """A whole Animate Anyone model. `resolution` is the side of the square it was trained near,
+    `guidance` what it is sampled with where nothing else is asked for."""
 
     denoising_unet: UNetConfig = UNetConfig(motion=MotionConfig())
     reference_unet: UNetConfig = UNetConfig(output=False)
@@ -108,6 +115,7 @@ class ModelConfig:
     schedule: NoiseSchedule = NoiseSchedule()
     preprocessing: Preprocessing = Preprocessing()
     resolution: int = 512
+    guidance: float = 3.5
 
 
 def sd15() -> ModelConfig:

@@ -6,7 +6,11 @@ from configs import autoencoder, tiny_stage1
 def get_config():
     config = tiny_stage1.small(autoencoder.get_config())
     config.measure_scaling_factor = True
-    config.steps = 4000
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup = 100
+    config.loss.kl_weight = 1e-4
+    config.steps = 1500
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule, config.optimizer.warmup = "cosine", 100
+    config.optimizer.average_decay = 0.99
+    config.data.batch_size = 16
+    config.validation.every = 500
     return config

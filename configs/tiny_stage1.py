@@ -1,31 +1,85 @@
-"""Stage 1 on a CPU: the tiny model from random weights, on puppets of 64x64 pixels.
+"""Stage 1 of the bundled model, on a CPU: from random weights, on puppets of 128x128 pixels.
 
 `animate-jax train --config configs/tiny_stage1.py --workdir DIR` draws the puppets, trains the
 autoencoder first, and needs nothing else.
 """
 
-from animate_jax.config import tiny, to_dict
+import dataclasses
+
+from animate_jax.config import (
+    AutoencoderConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    MotionConfig,
+    PoseGuiderConfig,
+    UNetConfig,
+    to_dict,
+)
 from configs import stage1
 
 
 def get_config():
     config = small(stage1.get_config())
     config.after = "tiny_autoencoder.py"
-    config.steps = 4000
-    config.optimizer.learning_rate = 3e-4
-    config.optimizer.warmup = 100
+    # Nothing is known beforehand here, not even what a picture is.
+    config.learned += (r"^image_encoder/",)
+    config.steps = 10_000
+    config.optimizer.learning_rate = 8e-4
+    config.optimizer.schedule, config.optimizer.warmup = "cosine", 200
+    config.optimizer.average_decay = 0.999
+    config.loss.noise_offset = 0.0
+    # Several frames for one look at the reference: half the work of as many pairs of pictures.
+    config.data.frames, config.data.stride = 3, 10
+    config.data.batch_size = 6
     return config
 
 
 def small(config):
     """What the tiny stages have in common."""
-    config.model = to_dict(tiny())
-    config.puppets.clips = 200
+    config.model = to_dict(model())
+    config.puppets.clips, config.puppets.size, config.puppets.frames = 2400, 128, 32
+    config.puppets.validation = 0.04
     config.dtype, config.remat = "float32", "none"
-    config.encode_pictures = 8
+    config.encode_pictures = 32
     config.mesh.data, config.mesh.fsdp = -1, 1
-    config.data.height = config.data.width = 64
-    config.data.batch_size = 8
+    config.data.height = config.data.width = 128
     config.data.workers = 2
+    config.checkpoint_every = 500
     config.validation.videos = 2
+    config.validation.guidance = 2.0
     return config
+
+
+def model() -> ModelConfig:
+    """Sizes for 128x128 pixels, 16x16 latents of 16 numbers each: 18 million parameters."""
+    unet = UNetConfig(
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(80, 160),
+        attention_levels=(True, True),
+        layers_per_block=1,
+        heads=(4, 4),
+        cross_attention_dim=64,
+        norm_groups=16,
+    )
+    return ModelConfig(
+        denoising_unet=dataclasses.replace(unet, motion=MotionConfig(heads=4, norm_groups=16)),
+        reference_unet=dataclasses.replace(unet, output=False),
+        pose_guider=PoseGuiderConfig(channels=(8, 16, 32, 64), out_channels=80),
+        autoencoder=AutoencoderConfig(
+            latent_channels=16,
+            block_out_channels=(16, 32, 64, 96),
+            layers_per_block=1,
+            norm_groups=8,
+        ),
+        image_encoder=ImageEncoderConfig(
+            hidden_size=64,
+            intermediate_size=256,
+            layers=2,
+            heads=4,
+            image_size=112,
+            patch_size=14,
+            projection_dim=64,
+        ),
+        resolution=128,
+    )

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.data
@@ -13,6 +15,7 @@ from animate_jax.cli import main
 from animate_jax.pose.keypoints import Keypoints, load_keypoints
 from animate_jax.video.reading import probe_video, read_frames
 from animate_jax.video.writing import write_video
+from animate_jax.weights.model_directory import load_model
 
 SMALL = ["--width", "64", "--height", "64", "--steps", "1"]
 
@@ -208,6 +211,19 @@ def test_weights_go_round_by_relative_paths(model, tmp_path, monkeypatch, capsys
     assert main(["inspect", "pictures"]) == 0
     assert "motion_modules: none" in capsys.readouterr().out
     error_of(capsys, main(["convert", "moore", "files", "again"]), "again", "overwrite")
+
+
+def test_copy_in_another_precision(model, tmp_path, capsys):
+    out = tmp_path / "half"
+    assert main(["copy", model, str(out), "--dtype", "bfloat16"]) == 0
+    before, after = (load_model(path)[1] for path in (model, out))
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert other.dtype == jnp.bfloat16
+        assert jnp.array_equal(one.astype(jnp.bfloat16), other)
+    error_of(capsys, main(["copy", model, str(out)]), "overwrite")
+    assert main(["copy", str(out), str(tmp_path / "same")]) == 0
+    same = jax.tree.leaves(load_model(tmp_path / "same")[1])
+    assert all(map(jnp.array_equal, jax.tree.leaves(after), same))
 
 
 def test_new_refuses_to_replace(model, capsys):

@@ -9,13 +9,17 @@ import numpy as np
 from animate_jax.commands.motion import driving_motion
 from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError, UserNote
-from animate_jax.inference.pipeline import AnimateAnyonePipeline, rounded_size
+from animate_jax.inference.pipeline import (
+    AnimateAnyonePipeline,
+    default_window,
+    rounded_size,
+)
 from animate_jax.inference.preprocessing import resize, skeleton_pixels
 from animate_jax.inference.windows import make_windows
 from animate_jax.pose.render import draw_skeletons
 from animate_jax.video.reading import read_image
 from animate_jax.video.writing import check_output, exact_rate, side_by_side, write_video
-from animate_jax.weights.model_directory import read_config
+from animate_jax.weights.model_directory import BUNDLED, read_config
 
 
 def animate(options) -> None:
@@ -26,17 +30,19 @@ def animate(options) -> None:
     check_output(options.out, options.overwrite)
     if options.fps is not None:
         exact_rate(options.fps)
-    config = read_config(options.model)
+    model = options.model or BUNDLED
+    config = read_config(model)
     picture = read_image(options.reference)
     noise = _initial_noise(options.initial_noise)
     size = _video_size(options, picture, config)
     sampling_steps(config.schedule, options.steps, options.sampler, options.eta)
-    make_windows(options.frames or 1, options.window, options.overlap, options.windows)
+    window = options.window or default_window(config)
+    make_windows(options.frames or 1, window, options.overlap, options.windows)
 
     motion, fps = driving_motion(options, picture, size, config.preprocessing.pose)
     fps = options.fps or fps
-    print(f"loading {options.model}")
-    pipeline = AnimateAnyonePipeline.from_pretrained(options.model, options.dtype)
+    print(f"loading {model}")
+    pipeline = AnimateAnyonePipeline.from_pretrained(model, options.dtype)
     print(f"{len(motion)} frames of {size[0]}x{size[1]}, {options.steps} {options.sampler} steps")
     video = pipeline(
         picture,
@@ -47,7 +53,7 @@ def animate(options) -> None:
         guidance=options.guidance,
         seed=options.seed,
         initial_noise=noise,
-        window=options.window,
+        window=window,
         overlap=options.overlap,
         windows=options.windows,
         sampler=options.sampler,

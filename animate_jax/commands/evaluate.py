@@ -29,7 +29,11 @@ from animate_jax.evaluation.score import (
     set_distances,
 )
 from animate_jax.files import check_place
-from animate_jax.inference.pipeline import AnimateAnyonePipeline, rounded_size
+from animate_jax.inference.pipeline import (
+    AnimateAnyonePipeline,
+    default_window,
+    rounded_size,
+)
 from animate_jax.pose.render import draw_skeletons
 from animate_jax.pose.retarget import retarget
 from animate_jax.video.writing import side_by_side, write_video
@@ -211,8 +215,12 @@ def _generator(options, config, size) -> tuple[Generator, dict]:
         }
     print(f"loading {options.model}")
     pipeline = AnimateAnyonePipeline.from_pretrained(options.model, options.dtype)
-    names = "steps", "guidance", "window", "overlap"
-    sampling = {name: getattr(options, name) for name in names}
+    sampling = {
+        "steps": options.steps,
+        "guidance": config.guidance if options.guidance is None else options.guidance,
+        "window": options.window or default_window(config),
+        "overlap": options.overlap,
+    }
     generate = functools.partial(
         pipeline, width=size[0], height=size[1], progress=False, **sampling
     )

@@ -31,7 +31,7 @@ def train(options) -> None:
         if options.write_model:
             write_latest(config, workdir)
         else:
-            _train(config, options, workdir)
+            _train(config, options.config, workdir)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -42,17 +42,17 @@ def train(options) -> None:
         ) from error
 
 
-def _train(config, options, workdir):
-    """The stage, and before it what it needs: puppets, and the stage it starts from."""
+def _train(config, config_path, workdir):
+    """The stage, and before it what it needs: puppets, and the stages it starts from."""
     changes = {}
     if config.puppets.clips and not (config.data.path or config.data.sets):
         changes["data.path"] = str(puppet_records(config.puppets, workdir))
     if config.after and not config.init_from:
-        path = Path(options.config).parent / config.after
-        place = workdir / path.stem
+        earlier = Path(config_path).parent / config.after
+        place = workdir / earlier.stem
         if not (place / MODEL).exists():
             data = [f"data.path={changes.get('data.path', config.data.path)}"]
-            run_training(load_config(path, data), place)
+            _train(load_config(earlier, data), earlier, place)
         changes["init_from"] = str(place)
     with config.unlocked():
         config.update_from_flattened_dict(changes)

@@ -26,8 +26,9 @@ from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.pose.keypoints import POINTS, Keypoints
 from animate_jax.pose.render import draw_skeletons, place_points
 from animate_jax.video.reading import image_to_rgb, read_image
-from animate_jax.weights.model_directory import load_model
+from animate_jax.weights.model_directory import BUNDLED, load_model
 
+WINDOW = 24  # frames, of the paper's clips
 # Pixels that pass the autoencoder or pose guider at once; it bounds their memory, not the result.
 CHUNK_PIXELS = 2**20
 
@@ -40,8 +41,10 @@ class AnimateAnyonePipeline:
         self.params = jax.tree.map(lambda x: jnp.asarray(x, self.model.dtype), params)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, dtype=None) -> AnimateAnyonePipeline:
-        """Loads a model directory, local or `gs://`.
+    def from_pretrained(
+        cls, path: str | os.PathLike = BUNDLED, dtype=None
+    ) -> AnimateAnyonePipeline:
+        """Loads a model directory, local or `gs://`; by default the small one that comes along.
 
         dtype: of parameters and computation, "float32" or "bfloat16"; None takes float32 on a CPU
         and bfloat16 on accelerators. Raises UserError where there is no model.
@@ -58,10 +61,10 @@ class AnimateAnyonePipeline:
         width: int,
         height: int,
         steps: int = 20,
-        guidance: float = 3.5,
+        guidance: float | None = None,
         seed: int = 0,
         initial_noise=None,
-        window: int = 24,
+        window: int | None = None,
         overlap: int = 4,
         windows: str = "tapered",
         sampler: str = "ddim",
@@ -76,10 +79,12 @@ class AnimateAnyonePipeline:
             (frames, 134, 3) in pixels of the video; or drawn skeletons (frames, H, W, 3), uint8 or
             float in [0, 1].
         width, height: of the video in pixels; rounded to multiples of 8, with a warning.
-        guidance: classifier-free guidance; 1 or less computes no unconditional prediction.
+        guidance: classifier-free guidance, by default what suits the model; 1 or less computes no
+            unconditional prediction.
         initial_noise: (frames, height / 8, width / 8, 4), in place of noise from `seed`.
         window, overlap, windows: videos longer than `window` frames are sampled in overlapping
-            windows, see `inference.windows.make_windows`.
+            windows, see `inference.windows.make_windows`; by default windows of 24 frames, or of
+            as many as the motion modules know.
         sampler, eta: see `diffusion.samplers.sampling_steps`.
 
         Raises UserError for input that does not fit.
@@ -89,9 +94,11 @@ class AnimateAnyonePipeline:
         picture = picture_array(reference)
         motion, draw = self._drawing(motion, width, height)
         frames = len(motion)
+        window = window or default_window(self.model.config)
         self._check_window(min(window, frames))
         windows = make_windows(frames, window, overlap, windows)
         table = sampling_steps(self.model.config.schedule, steps, sampler, eta)
+        guidance = self.model.config.guidance if guidance is None else guidance
         guidance = np.float32(guidance)  # one type, so that no other value compiles anew
         if not np.isfinite(guidance) or not 0 <= seed < 2**32:
             raise UserError(f"guidance {guidance} has to be finite, seed {seed} 0 to {2**32 - 1}")
@@ -165,6 +172,12 @@ class AnimateAnyonePipeline:
         pixels = image_encoder_pixels(picture, config.image_encoder, resample.image_encoder)
         reference = autoencoder_pixels(picture, width, height, resample.reference)
         return _bind(self.model, self.params, pixels, reference, guided=guided)
+
+
+def default_window(config: ModelConfig) -> int:
+    """Frames that are denoised together where nothing else is asked for."""
+    motion = config.denoising_unet.motion
+    return WINDOW if motion is None else min(WINDOW, motion.max_frames)
 
 
 def default_dtype(dtype=None):

@@ -113,8 +113,11 @@ class AnimateAnyone:
     def encode_reference(self, params, reference_latents: jax.Array, image_tokens: jax.Array):
         """Features of the reference, {layer path: (B, tokens, channels)}; once per clip.
 
-        reference_latents (B, h, w, C) scaled and clean, image_tokens (B, T, E).
+        reference_latents (B, h, w, C) scaled and clean, image_tokens (B, T, E). None for a denoiser
+        that has no use for them.
         """
+        if self.config.denoising_unet.reference == "none":
+            return None
         bound = self._apply("reference_unet", params, image_tokens, method="bind")
         timesteps = jnp.zeros(reference_latents.shape[0], jnp.int32)
         _, features = self._apply(

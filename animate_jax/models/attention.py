@@ -10,6 +10,7 @@ from __future__ import annotations
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from animate_jax.kernels.attention import attention
 from animate_jax.models.layers import (
@@ -28,12 +29,14 @@ class BoundLayer:
     reference. The reference belongs to the LAST R rows; rows before them attend to themselves only.
 
     Either `cross_output` (B, 1, C), for one image token, or `cross` = keys and values (B, T, C).
+    A reference that is not attended to is `added` (B, N, C), zero in rows without one.
     """
 
     cross_output: jax.Array | None = None
     cross: tuple[jax.Array, jax.Array] | None = None
     reference: tuple[jax.Array, jax.Array] | None = None  # keys and values (R, tokens, C)
     has_reference: jax.Array | None = None  # bool (R,): False drops that row's reference
+    added: jax.Array | None = None
 
 
 class Attention(nn.Module):
@@ -69,7 +72,7 @@ class Attention(nn.Module):
         )
         if alone:
             own = attention(query[:alone], key[:alone], value[:alone], self.heads)
-            out = jax.numpy.concatenate([own, out])
+            out = jnp.concatenate([own, out])
         return self.output(out)
 
 
@@ -79,6 +82,7 @@ class TransformerBlock(nn.Module):
     channels: int
     heads: int
     dtype: Dtype
+    reference: str = "attended"  # see UNetConfig
 
     def setup(self):
         self.norm1, self.norm2 = layer_norm(self.dtype), layer_norm(self.dtype)
@@ -86,19 +90,36 @@ class TransformerBlock(nn.Module):
         self.attn1 = Attention(self.channels, self.heads, self.dtype)
         self.attn2 = Attention(self.channels, self.heads, self.dtype)
         self.ff = FeedForward(self.dtype)
+        if self.reference == "added":
+            self.reference_out = nn.Dense(self.channels, dtype=self.dtype)
 
     def bind(self, image_tokens, reference=None, has_reference=None) -> BoundLayer:
         """image_tokens (B, T, E); reference (R, N, C): the ReferenceNet's tokens after norm1."""
-        if reference is not None:
-            reference = self.attn1.keys_and_values(reference)
-        bound = BoundLayer(reference=reference, has_reference=has_reference)
+        bound = BoundLayer()
+        if self.reference == "added":
+            rows = image_tokens.shape[0]
+            bound = bound.replace(added=self._added(reference, has_reference, rows))
+        elif reference is not None:
+            keys_and_values = self.attn1.keys_and_values(reference)
+            bound = bound.replace(reference=keys_and_values, has_reference=has_reference)
         key, value = self.attn2.keys_and_values(image_tokens)
         if image_tokens.shape[1] == 1:
             return bound.replace(cross_output=self.attn2.output(value))
         return bound.replace(cross=(key, value))
 
+    def _added(self, reference, has_reference, rows):
+        if reference is None:
+            reference = jnp.zeros((rows, 1, self.channels), self.dtype)
+            has_reference = jnp.zeros(rows, bool)
+        added = self.reference_out(reference)
+        if has_reference is not None:
+            added = jnp.where(has_reference[:, None, None], added, 0)
+        return jnp.pad(added, ((rows - len(added), 0), (0, 0), (0, 0)))
+
     def __call__(self, x, bound: BoundLayer):
         """x (B, F, N, C) -> the same, and the tokens after norm1, which a ReferenceNet hands on."""
+        if bound.added is not None:
+            x = x + bound.added[:, None]
         tokens = self.norm1(x)
         keys_and_values = self.attn1.keys_and_values(tokens)
         x = x + self.attn1(tokens, keys_and_values, bound.reference, bound.has_reference)
@@ -111,7 +132,7 @@ class TransformerBlock(nn.Module):
 
 
 def _repeat_frames(x, frames):
-    return jax.numpy.broadcast_to(x[:, None], (x.shape[0], frames, *x.shape[1:]))
+    return jnp.broadcast_to(x[:, None], (x.shape[0], frames, *x.shape[1:]))
 
 
 class SpatialTransformer(nn.Module):
@@ -121,11 +142,14 @@ class SpatialTransformer(nn.Module):
     heads: int
     groups: int
     dtype: Dtype
+    reference: str = "attended"
 
     def setup(self):
         self.norm = GroupNorm(self.groups, 1e-6, self.dtype)
         self.proj_in = convolution(self.channels, 1, self.dtype)
-        self.transformer_blocks = [TransformerBlock(self.channels, self.heads, self.dtype)]
+        self.transformer_blocks = [
+            TransformerBlock(self.channels, self.heads, self.dtype, self.reference)
+        ]
         self.proj_out = convolution(self.channels, 1, self.dtype)
 
     def bind(self, image_tokens, reference=None, has_reference=None) -> BoundLayer:

@@ -37,8 +37,10 @@ def _positions(random, shape):
     return sinusoidal_positions(*shape[1:])
 
 
-# What is added to a working network starts at zero: motion modules and pose features.
+# What is added to a working network starts at zero: motion modules, pose features, a reference
+# that is not attended to.
 RULES = (
+    (r"/reference_out/kernel", _zeros),
     (r"temporal_transformer/proj_out/kernel", _zeros),
     (r"pose_guider/(conv_out|final_proj)/kernel", _zeros),
     (r"pose_guider/conv_layers_\d+/kernel", _gaussian),  # arXiv 2311.17117, section 4.1

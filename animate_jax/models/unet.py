@@ -69,7 +69,7 @@ class Level(nn.Module):
         ]
         if self.heads:
             self.attentions = [
-                spatial(self.channels, self.heads, config.norm_groups, dtype)
+                spatial(self.channels, self.heads, config.norm_groups, dtype, config.reference)
                 for _ in range(self.attention_count)
             ]
         if self.has_motion:

@@ -217,8 +217,10 @@ def batch_loss(model, params, batch, keys, options, shards: int, size: int) -> j
     """Losses (B,) of a training batch; the kind of `options` says which."""
     if isinstance(options, ReconstructionLoss):
         return reconstruction_loss(model, params, _signed(batch["frames"][:, 0]), keys, options)
-    example = jax.lax.stop_gradient(encode_batch(model, params, batch, keys, shards, size))
-    draws = draw_randomness(model, keys, example.latents.shape[1:], options)
+    example = encode_batch(model, params, batch, keys, shards, size)
+    latents, reference = jax.lax.stop_gradient((example.latents, example.reference_latents))
+    example = example._replace(latents=latents, reference_latents=reference)
+    draws = draw_randomness(model, keys, latents.shape[1:], options)
     return denoising_loss(model, params, example, draws, options)
 
 

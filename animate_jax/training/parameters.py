@@ -26,10 +26,12 @@ def unused(path: Path, config: ModelConfig) -> bool:
     """Whether no loss depends on the parameter.
 
     Softmax over a single image token is 1, so cross-attention has no use for queries and keys; of
-    the ReferenceNet's last transformer nothing after its first norm is handed on; and frame
-    positions are a table.
+    the ReferenceNet's last transformer nothing after its first norm is handed on; frame positions
+    are a table; and a denoiser may have no use for a ReferenceNet.
     """
     if path[-1] == "pe":
+        return True
+    if path[0] == "reference_unet" and config.denoising_unet.reference == "none":
         return True
     if "transformer_blocks_0" in path and "motion_modules" not in "/".join(path):
         inside = path[path.index("transformer_blocks_0") + 1 :]
