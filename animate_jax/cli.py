@@ -14,7 +14,7 @@ from animate_jax.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = _parser()
+    parser = make_parser()
     arguments, overrides = list(sys.argv[1:] if arguments is None else arguments), []
     if any(argument.startswith("--config.") for argument in arguments):
         from animate_jax.training.config import split_overrides
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run(options, "animate-jax")
 
 
-def _parser():
+def make_parser():
     parser = argparse.ArgumentParser(
         prog="animate-jax", description="Animate Anyone in JAX: a picture and a motion to a video."
     )
@@ -82,6 +82,11 @@ def _add_overwrite(parser):
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
+def _add_compiled(parser):
+    summary = "of compiled programs, from `plan --serialize` or earlier runs; new ones are added"
+    parser.add_argument("--compiled", metavar="DIR", help=summary)
+
+
 def _add_pose_backend(parser):
     group = parser.add_argument_group("finding poses")
     group.add_argument(
@@ -124,6 +129,7 @@ def _add_animate(command):
     add("--initial-noise", metavar="NPY", help="(frames, height / 8, width / 8, 4)")
     add("--dtype", choices=["float32", "bfloat16"], help="by default float32 on CPU, else bfloat16")
     add("--side-by-side", action="store_true", help="reference | skeleton | result")
+    _add_compiled(parser)
     _add_pose_backend(parser)
     _add_overwrite(parser)
 
@@ -230,6 +236,7 @@ def _add_train(command):
     add("--config", metavar="CONFIG", help="a file of configs/ (not needed to go on)")
     add("--workdir", required=True, metavar="DIR", help="of checkpoints, logs and the model")
     add("--write-model", action="store_true", help="only write the latest checkpoint as a model")
+    _add_compiled(parser)
     add("--distributed", action="store_true", help="on every worker of a pod")
     processes = parser.add_argument_group("several processes outside a pod")
     add = processes.add_argument
@@ -252,6 +259,7 @@ def _add_plan(command):
     add("--slices", type=_positive, default=1, help="how many of these are joined")
     add("--config", metavar="CONFIG", help="train: a file of configs/; --config.KEY=VALUE too")
     add("--sweep", action="store_true", help="train: try meshes, remat, accumulation; takes long")
+    add("--serialize", metavar="DIR", help="keep the program, for --compiled of other commands")
     add("--model", metavar="DIR", help="animate: by default one of Stable Diffusion's size")
     add("--frames", type=_positive, default=24, help="animate: of a window")
     add("--width", type=_positive, default=512, help="animate: in pixels")

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 
 from animate_jax.commands.motion import driving_motion
+from animate_jax.compiled import keep_compiled
 from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError, UserNote
 from animate_jax.inference.pipeline import (
@@ -28,6 +29,7 @@ def animate(options) -> None:
     What can be refused is refused before the long work begins.
     """
     check_output(options.out, options.overwrite)
+    keep_compiled(options.compiled)
     if options.fps is not None:
         exact_rate(options.fps)
     model = options.model or BUNDLED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tqdm import tqdm
 
+from animate_jax.compiled import keep_compiled
 from animate_jax.config import sd15
 from animate_jax.errors import UserError
 from animate_jax.tpu.plan import describe, plan_sampling, plan_training, sweep
@@ -15,6 +16,7 @@ from animate_jax.weights.model_directory import read_config
 
 def plan(options) -> None:
     """Runs `animate-jax plan`; options as its parser gives them."""
+    keep_compiled(options.serialize)
     devices = topology_devices(options.topology, options.slices)
     if options.what == "animate":
         model = read_config(model_directory(options.model)) if options.model else sd15()

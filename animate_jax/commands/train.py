@@ -9,6 +9,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from animate_jax.compiled import keep_compiled
 from animate_jax.errors import UserError
 from animate_jax.training.config import load_config, workdir_config
 from animate_jax.training.stages import MODEL
@@ -26,6 +27,7 @@ def train(options) -> None:
     else:
         config = workdir_config(options.workdir, options.overrides)
     _join(options)
+    keep_compiled(options.compiled)
     workdir = directory_path(options.workdir)
     try:
         if options.write_model:

@@ -127,15 +127,21 @@ def sample_in_windows(
     return x
 
 
+def steps_at_once(count: int) -> int:
+    """Of `count` steps, those that one scan takes when progress is shown: equal parts of at least
+    ten, so that one program serves all."""
+    return max(n for n in range(1, count + 1) if count % n == 0 and n <= max(1, count // 10))
+
+
 def sample(model: AnimateAnyone, params, video: Video, *, progress: bool = True) -> np.ndarray:
     """Latents (F, h, w, C) from noise of that shape, in the way that fits the video's length."""
     if len(video.windows[0]) > 1:
         return sample_in_windows(model, params, video, progress=progress)
-    noise, pose = video.noise[None], jnp.asarray(video.pose_features[None])
-    state, count = (noise, np.zeros_like(noise)), len(video.steps.timesteps)
-    # To show progress the scan is cut into equal parts, so that one program serves all.
-    part = max(n for n in range(1, count + 1) if count % n == 0 and n <= max(1, count // 10))
-    part = part if progress else count
+    noise, count = video.noise[None], len(video.steps.timesteps)
+    # Placed as the state after the first steps will be, or they would be compiled twice.
+    place = jax.tree.leaves(params)[0].sharding
+    state, pose = jax.device_put(((noise, np.zeros_like(noise)), video.pose_features[None]), place)
+    part = steps_at_once(count) if progress else count
     with tqdm(total=count, desc="sampling", unit="step", disable=not progress) as bar:
         for first in range(0, count, part):
             rows = Steps(*(column[first : first + part] for column in video.steps))

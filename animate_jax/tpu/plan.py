@@ -12,15 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from animate_jax.config import ModelConfig, sd15, to_dict
 from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError
-from animate_jax.inference.sampling import sample_clip
+from animate_jax.inference.sampling import sample_clip, steps_at_once
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.parallel.chips import GIB, Chip, chip_of
-from animate_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
+from animate_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
 from animate_jax.pose.keypoints import POINTS
 from animate_jax.tpu.count_flops import count_flops
 from animate_jax.tpu.program import Program, read_program
@@ -42,6 +43,7 @@ class Plan:
     needed: int  # bytes of memory on each device
     available: int
     samples: int  # clips or pictures in a step
+    calls: int = 1  # of the program, for all that was asked for
 
     @property
     def fits(self) -> bool:
@@ -49,7 +51,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        return self.program.cycles / self.chip.clock if self.program else math.inf
+        return self.calls * self.program.cycles / self.chip.clock if self.program else math.inf
 
     @property
     def share_of_peak(self) -> float:
@@ -67,13 +69,22 @@ def plan_training(config: ConfigDict, devices: Sequence[jax.Device], flops: floa
     arguments = step_arguments(stage)
     state, frozen, _ = arguments
     sizes = _bytes((state.learned, frozen)), _bytes((state.optimizer, state.average))
-    # Not jax.set_mesh: constants would be put on devices that cannot hold any.
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        if not flops:
-            plain = dataclasses.replace(stage, model=dataclasses.replace(stage.model, remat="none"))
+    if not flops:
+        plain = dataclasses.replace(stage, model=dataclasses.replace(stage.model, remat="none"))
+        with _on(mesh):
             flops = count_flops(plain.make_step(), *arguments)
-        lowered = stage.make_step().lower(*arguments)
-    return _plan(lowered, devices, flops, *sizes, config.data.batch_size)
+    return _plan(lower_step(stage), devices, flops, *sizes, config.data.batch_size)
+
+
+def lower_step(stage: Stage) -> jax.stages.Lowered:
+    """The stage's step as `train` compiles it; no array is made."""
+    with _on(stage.mesh):
+        return stage.make_step().lower(*step_arguments(stage))
+
+
+def _on(mesh):
+    # Not jax.set_mesh: constants would be put on devices that cannot hold any.
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def plan_sampling(
@@ -86,6 +97,24 @@ def plan_sampling(
     devices: Sequence[jax.Device],
 ) -> Plan:
     """The denoising of one clip on the first device, as `animate` does it, in bfloat16."""
+    lowered, flops, parameters = lower_sampling(
+        model_config, frames, height, width, steps, guidance, devices[0]
+    )
+    calls = steps // steps_at_once(steps)
+    return _plan(lowered, devices[:1], calls * flops, parameters, 0, 1, calls)
+
+
+def lower_sampling(
+    model_config: ModelConfig,
+    frames: int,
+    height: int,
+    width: int,
+    steps: int,
+    guidance: float,
+    device: jax.Device,
+) -> tuple[jax.stages.Lowered, float, int]:
+    """The program of some steps with one clip, as `inference.sampling.sample` calls it; the
+    operations in it and the bytes of its parameters."""
     dtype, model = jnp.bfloat16, AnimateAnyone(model_config, jnp.bfloat16)
     latents = height // 8, width // 8, model_config.denoising_unet.in_channels
     networks = "denoising_unet", "reference_unet"
@@ -102,19 +131,18 @@ def plan_sampling(
         channels = latents[-1]
     pose = jax.ShapeDtypeStruct((1, frames, *latents[:2], channels), dtype)
     table = sampling_steps(model_config.schedule, steps, "ddim", 0.0)
+    table = jax.tree.map(lambda column: column[: steps_at_once(steps)], table)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    sample = functools.partial(sample_clip, model)
     numbers = np.int32(0), np.float32(guidance), key
     del params["reference_unet"]
-    arguments = params, (clip, clip), bound, pose, table, *numbers
-    mesh = make_mesh({"data": 1}, devices[:1])
-    whole = replicated(mesh)
-    arguments = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), arguments
+    there = SingleDeviceSharding(device)
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there),
+        (params, (clip, clip), bound, pose),
     )
-    flops = count_flops(sample, *arguments)
-    lowered = jax.jit(sample).lower(*arguments)
-    return _plan(lowered, devices[:1], flops, _bytes(params), 0, 1)
+    arguments = *placed, table, *numbers
+    flops = count_flops(functools.partial(sample_clip, model), *arguments)
+    return sample_clip.lower(model, *arguments, stochastic=False), flops, _bytes(params)
 
 
 def step_arguments(stage: Stage):
@@ -156,7 +184,7 @@ def _with_model(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _plan(lowered, devices, flops, parameters, optimizer, samples) -> Plan:
+def _plan(lowered, devices, flops, parameters, optimizer, samples, calls=1) -> Plan:
     chip = chip_of(devices[0])
     try:
         program = read_program(lowered.compile(), chip)
@@ -178,6 +206,7 @@ def _plan(lowered, devices, flops, parameters, optimizer, samples) -> Plan:
         needed,
         available,
         samples,
+        calls,
     )
 
 
@@ -207,10 +236,11 @@ def describe(plan: Plan) -> str:
         program = plan.program
         rest = max(program.memory - plan.parameters - plan.optimizer, 0)
         lines[-1] += f", activations and the rest {gib(rest)}"
-        kernels = sum(program.kernel_cycles.values())
+        cycles = plan.calls * program.cycles
+        kernels = plan.calls * sum(program.kernel_cycles.values())
         lines += [
             f"  {plan.flops / 1e12:.1f} TFLOP in a step of {plan.samples}",
-            f"  {program.cycles / 1e6:.1f} M cycles by the compiler's estimate, of which kernels"
+            f"  {cycles / 1e6:.1f} M cycles by the compiler's estimate, of which kernels"
             f" {kernels / 1e6:.1f} M: {plan.seconds * 1e3:.0f} ms,"
             f" {100 * plan.share_of_peak:.0f} % of peak",
         ]
