@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from animate_jax.config import sd15
-from animate_jax.kernels import feed_forward, group_norm, spatial, temporal
+from animate_jax.kernels import feed_forward, group_norm, projections, spatial, temporal
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.parallel.chips import chip_of
 from animate_jax.parallel.mesh import make_mesh, replicated
@@ -97,6 +97,9 @@ def kernel_programs():
     def feed(x, *weights):
         return feed_forward._fused(x, feed_forward.Weights(*weights), 1e-5)
 
+    def project(x, *weights):
+        return projections.project(x, projections.Weights(*weights), 1e-5)
+
     def sums(x, near):
         return group_norm.kernel_sums(group_norm._differences, (x,), (near,))
 
@@ -106,6 +109,11 @@ def kernel_programs():
         yield f"spatial attention, {size}", attend, own
         yield f"spatial attention, {size}, with reference", attend, both
         yield f"its gradient, {size}, with reference", backward(attend), [*both, clip]
+        square = (channels, channels)
+        yield f"projections, {size}", project, [clip, (channels,), (channels,), *[square] * 3]
+        turned = (1, 24, channels, tokens)
+        output = [clip, turned, square, (1, channels)]
+        yield f"output of the attention, {size}", projections.add_output, output
         yield f"temporal attention, {size}", attend_in_time, own
         yield f"its gradient, {size}", backward(attend_in_time), [*own, clip]
         wide = 8 * channels

@@ -29,10 +29,17 @@ def attention(query, key, value, heads: int, reference=None, has_reference=None)
     section 3.2), without doing so.
 
     query (B, F, N, C), key and value (B, F, M, C).
-    reference: None, or key and value (B, R, C) shared by the F frames of a row.
-    has_reference: None, or bool (B,); False hides the reference from that row.
+    reference: None, or key and value (R, K, C) shared by the F frames of a row. It belongs to the
+        last R rows; those before them attend to themselves only.
+    has_reference: None, or bool (R,); False hides the reference from that row.
     Returns (B, F, N, C).
     """
+    alone = 0 if reference is None else query.shape[0] - reference[0].shape[0]
+    if alone:
+        rows = query, key, value
+        own = attention(*(x[:alone] for x in rows), heads)
+        out = attention(*(x[alone:] for x in rows), heads, reference, has_reference)
+        return jnp.concatenate([own, out])
     tpu = cuda = None
     if spatial.supports(query, key, heads, reference):
         tpu = over_mesh(spatial.attention, heads)

@@ -33,13 +33,17 @@ def fast_memory() -> int:
 
 
 def rows_over_mesh(kernel):
-    """kernel(x, weights) with every device taking its rows of x (B, ...), and weights whole."""
+    """kernel(x, weights) with every device taking its rows of x, and weights whole.
+
+    x: an array (B, ...), or a tree of them.
+    """
 
     def run(x, weights):
         sizes = _mesh_sizes()
         if all(size == 1 for size in sizes.values()):
             return kernel(x, weights)
-        rows, whole = PartitionSpec(_row_axes(x.shape[0], sizes)), PartitionSpec()
+        batch = jax.tree.leaves(x)[0].shape[0]
+        rows, whole = PartitionSpec(_row_axes(batch, sizes)), PartitionSpec()
         return jax.shard_map(
             kernel,
             in_specs=(rows, whole),
@@ -49,6 +53,12 @@ def rows_over_mesh(kernel):
         )(x, weights)
 
     return run
+
+
+def rows_are_split(rows: int) -> bool:
+    """Whether a device of the mesh takes fewer rows than all."""
+    sizes = _mesh_sizes()
+    return any(sizes[axis] > 1 for axis in _row_axes(rows, sizes) or ())
 
 
 def axis_size(name: str) -> int:

@@ -45,29 +45,38 @@ def supports(query, key, heads: int, reference=None) -> bool:
         return False
     if query.shape[2] < LANES or key.shape[2] < LANES:
         return False
-    needed = _plan(query, key, reference, heads).memory(backward=True)
+    needed = plan_of(query, key, reference, heads).memory(backward=True)
     return needed + RESERVE <= fast_memory()
 
 
 def attention(query, key, value, reference=None, has_reference=None, *, heads, interpret=False):
     """The same as `kernels.attention.attention`; interpret: run on any platform, slowly."""
-    plan = _plan(query, key, reference, heads)
-    if reference is None:
-        has_reference = None
-    elif has_reference is None:
-        has_reference = jnp.ones(query.shape[0], jnp.int32)
-    else:
-        has_reference = has_reference.astype(jnp.int32)
+    plan = plan_of(query, key, reference, heads)
     tokens = query.shape[2]
-    query, key, value, reference = jax.tree.map(_turn, (query, key, value, reference))
-    out = _attention(query, key, value, reference, has_reference, plan, interpret)
+    query, key, value, reference = jax.tree.map(turn, (query, key, value, reference))
+    out = attention_turned(query, key, value, reference, has_reference, plan, interpret)
     return jnp.swapaxes(out, -1, -2)[..., :tokens, :]
 
 
-def _turn(x):
+def turn(x):
     """(..., tokens, channels) -> (..., channels, tokens rounded up to a multiple of 128)."""
     x = jnp.swapaxes(x, -1, -2)
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % LANES)])
+
+
+def attention_turned(query, key, value, reference, has_reference, plan, interpret=False):
+    """The same of what `turn` returns: (B, F, C, N) thrice and (R, C, M) twice -> (B, F, C, N).
+
+    A reference of fewer rows than the queries belongs to the last R of them; has_reference (R,).
+    """
+    if reference is None:
+        has_reference = None
+    else:
+        rows = reference[0].shape[0]
+        if has_reference is None:
+            has_reference = jnp.ones(rows)
+        has_reference = jnp.pad(has_reference.astype(jnp.int32), (query.shape[0] - rows, 0))
+    return _attention(query, key, value, reference, has_reference, plan, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -82,13 +91,17 @@ def _with_residuals(query, key, value, reference, has_reference, plan, interpret
 
 
 def _gradient(plan, interpret, residuals, cotangent):
-    inputs, out, log_sums = residuals
-    gradients = _run_backward(*inputs, out, log_sums, cotangent, plan, interpret)
-    *_, has_reference = inputs
+    (query, key, value, reference, has_reference), out, log_sums = residuals
     if has_reference is None:
-        return *gradients, None, None
-    reference = tuple(gradients[3:])
-    return *gradients[:3], reference, np.zeros(has_reference.shape, jax.dtypes.float0)
+        inputs = query, key, value, None, None, out, log_sums, cotangent
+        return *_run_backward(*inputs, plan, interpret), None, None
+    # Two rows may read the same reference, but not write its gradient.
+    alone = query.shape[0] - reference[0].shape[0]
+    whole = jax.tree.map(lambda x: jnp.pad(x, ((alone, 0), (0, 0), (0, 0))), reference)
+    inputs = query, key, value, whole, has_reference, out, log_sums, cotangent
+    *own, d_key, d_value = _run_backward(*inputs, plan, interpret)
+    d_reference = d_key[alone:], d_value[alone:]
+    return *own, d_reference, np.zeros(has_reference.shape, jax.dtypes.float0)
 
 
 _attention.defvjp(_with_residuals, _gradient)
@@ -137,7 +150,8 @@ class Plan:
         return 2 * moved + kept + (6 if backward else 4) * scores
 
 
-def _plan(query, key, reference, heads) -> Plan:
+def plan_of(query, key, reference, heads) -> Plan:
+    """Of arrays before they are turned: query (B, F, N, C), key (B, F, M, C)."""
     lengths = (key.shape[2],) if reference is None else (key.shape[2], reference[0].shape[1])
     return Plan(
         heads, query.shape[-1] // heads, _block(query.shape[2], BLOCKS[0]), lengths, query.dtype
@@ -160,7 +174,7 @@ def _run_forward(query, key, value, reference, has_reference, plan, interpret):
     log_sums = batch, frames, plan.groups, plan.together, tokens
     return _call(
         _forward,
-        [(query, _queries(plan)), *((x, _keys(x, plan)) for x in sources)],
+        [(query, _queries(plan)), *((x, _keys(x, batch, plan)) for x in sources)],
         has_reference,
         [(query.shape, query.dtype, _queries(plan)), (log_sums, jnp.float32, _statistics(plan))],
         [
@@ -178,17 +192,17 @@ def _run_forward(query, key, value, reference, has_reference, plan, interpret):
 def _run_backward(
     query, key, value, reference, has_reference, out, log_sums, cotangent, plan, interpret
 ):
-    sources = [key, value, *(reference or ())]
+    sources, batch = [key, value, *(reference or ())], query.shape[0]
     return _call(
         _backward,
         [
             *((x, _queries(plan)) for x in (query, out, cotangent)),
             (log_sums, _statistics(plan)),
-            *((x, _keys(x, plan)) for x in sources),
+            *((x, _keys(x, batch, plan)) for x in sources),
         ],
         has_reference,
         [(query.shape, query.dtype, _queries(plan))]
-        + [(x.shape, x.dtype, _keys(x, plan)) for x in sources],
+        + [(x.shape, x.dtype, _keys(x, batch, plan)) for x in sources],
         [pltpu.VMEM((x.shape[-1], _up(plan.channels, LANES)), plan.dtype) for x in sources]
         + [pltpu.VMEM((plan.channels, x.shape[-1]), jnp.float32) for x in sources],
         plan,
@@ -229,11 +243,12 @@ def _statistics(plan):
     return pl.BlockSpec(shape, lambda b, g, f, n: (b, f, g, 0, n))
 
 
-def _keys(x, plan):
-    """Blocks of (B, F, C, M), or of a reference's (B, C, R)."""
+def _keys(x, batch, plan):
+    """Blocks of (B, F, C, M), or of a reference's (R, C, M), which belongs to the last R rows."""
     shape = plan.channels, x.shape[-1]
     if x.ndim == 3:
-        return pl.BlockSpec((1, *shape), lambda b, g, f, n: (b, g, 0))
+        alone = batch - x.shape[0]
+        return pl.BlockSpec((1, *shape), lambda b, g, f, n: (jnp.maximum(b - alone, 0), g, 0))
     return pl.BlockSpec((1, 1, *shape), lambda b, g, f, n: (b, f, g, 0))
 
 

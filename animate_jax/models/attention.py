@@ -13,14 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from animate_jax.kernels.attention import attention
+from animate_jax.kernels.feed_forward import normalise
+from animate_jax.kernels.spatial_block import Rows, Weights, spatial_block
 from animate_jax.models.layers import (
     Dtype,
     FeedForward,
     GroupNorm,
     LayerNormWeights,
+    Linear,
     convolution,
     layer_norm,
 )
+
+NORM_EPS = 1e-5
 
 
 @flax.struct.dataclass
@@ -48,32 +53,40 @@ class Attention(nn.Module):
     bias: bool = False
 
     def setup(self):
-        def dense(bias):
-            return nn.Dense(self.channels, use_bias=bias, dtype=self.dtype)
+        def linear(bias):
+            return Linear(self.channels, use_bias=bias)
 
-        self.to_q, self.to_k, self.to_v = dense(self.bias), dense(self.bias), dense(self.bias)
-        self.to_out = [dense(True)]
+        self.to_q, self.to_k, self.to_v = linear(self.bias), linear(self.bias), linear(self.bias)
+        self.to_out = [linear(True)]
+
+    def _linear(self, layer, x):
+        weights = layer(x.shape[-1])
+        kernel, bias = (w if w is None else w.astype(self.dtype) for w in weights)
+        x = x.astype(self.dtype) @ kernel
+        return x if bias is None else x + bias
 
     def keys_and_values(self, tokens):
         """(..., T, any) -> (..., T, channels) twice."""
-        return self.to_k(tokens), self.to_v(tokens)
+        return self._linear(self.to_k, tokens), self._linear(self.to_v, tokens)
 
     def output(self, x):
-        return self.to_out[0](x)
+        return self._linear(self.to_out[0], x)
 
-    def __call__(self, x, keys_and_values, reference=None, has_reference=None):
+    def __call__(self, x, keys_and_values):
         """x (B, F, N, C), keys and values (B, F, M, C) -> (B, F, N, C); see kernels.attention."""
-        query, (key, value) = self.to_q(x), keys_and_values
-        if reference is None:
-            return self.output(attention(query, key, value, self.heads))
-        alone = query.shape[0] - reference[0].shape[0]
-        out = attention(
-            query[alone:], key[alone:], value[alone:], self.heads, reference, has_reference
-        )
-        if alone:
-            own = attention(query[:alone], key[:alone], value[:alone], self.heads)
-            out = jnp.concatenate([own, out])
-        return self.output(out)
+        query = self._linear(self.to_q, x)
+        return self.output(attention(query, *keys_and_values, self.heads))
+
+    def block(self, x, norm, bound: BoundLayer):
+        """x plus its self-attention and what the image adds everywhere; see kernels.spatial_block.
+
+        x (B, F, N, C) -> the same; norm: scale and bias of the LayerNorm before it.
+        """
+        layers = [linear(self.channels)[0] for linear in (self.to_q, self.to_k, self.to_v)]
+        layers += self.to_out[0](self.channels)
+        rows = Rows(x, bound.reference, bound.has_reference, bound.cross_output)
+        weights = Weights(*norm, *(w.astype(self.dtype) for w in layers))
+        return spatial_block(rows, weights, self.heads, NORM_EPS)
 
 
 class TransformerBlock(nn.Module):
@@ -85,8 +98,8 @@ class TransformerBlock(nn.Module):
     reference: str = "attended"  # see UNetConfig
 
     def setup(self):
-        self.norm1, self.norm2 = layer_norm(self.dtype), layer_norm(self.dtype)
-        self.norm3 = LayerNormWeights()
+        self.norm1, self.norm3 = LayerNormWeights(), LayerNormWeights()
+        self.norm2 = layer_norm(self.dtype)
         self.attn1 = Attention(self.channels, self.heads, self.dtype)
         self.attn2 = Attention(self.channels, self.heads, self.dtype)
         self.ff = FeedForward(self.dtype)
@@ -120,12 +133,10 @@ class TransformerBlock(nn.Module):
         """x (B, F, N, C) -> the same, and the tokens after norm1, which a ReferenceNet hands on."""
         if bound.added is not None:
             x = x + bound.added[:, None]
-        tokens = self.norm1(x)
-        keys_and_values = self.attn1.keys_and_values(tokens)
-        x = x + self.attn1(tokens, keys_and_values, bound.reference, bound.has_reference)
-        if bound.cross_output is not None:
-            x = x + bound.cross_output[:, None]
-        else:
+        norm1 = self.norm1(self.channels)
+        tokens = normalise(x, *norm1, NORM_EPS)
+        x = self.attn1.block(x, norm1, bound)
+        if bound.cross is not None:
             image = jax.tree.map(lambda y: _repeat_frames(y, x.shape[1]), bound.cross)
             x = x + self.attn2(self.norm2(x), image)
         return self.ff(x, self.norm3(self.channels)), tokens

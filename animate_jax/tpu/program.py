@@ -129,6 +129,8 @@ def _result_bytes(line):
 RATES = {
     "spatial_attention_forward": 51e3,
     "spatial_attention_backward": 66e3,
+    "spatial_project": 110e3,
+    "spatial_add_output": 73e3,
     "feed_forward": 97e3,
 }
 PER_ELEMENT = {
@@ -136,6 +138,8 @@ PER_ELEMENT = {
     "temporal_attention_backward": 0.0572,
     "picture_sums": 0.0030,
 }
+# Operations for a token, in squares of its channels.
+PRODUCTS = {"spatial_project": 6.0, "spatial_add_output": 2.0, "feed_forward": 24.0}
 TEMPORAL_BLOCK = {320: 0.0464, 640: 0.0518, 1280: 0.0865}  # by channels: it has products too
 
 
@@ -153,12 +157,13 @@ def kernel_cycles(line: str, chip: Chip) -> tuple[str, float]:
         return name, size * PER_ELEMENT[name]
     if name not in RATES:
         return "unknown kernel", 0.0
-    if name == "feed_forward":
-        tokens, channels = arrays[0]
-        operations = 24.0 * tokens * channels**2
+    if name in PRODUCTS:
+        *tokens, channels = arrays[0]
+        operations = PRODUCTS[name] * math.prod(tokens) * channels**2
     else:
         (batch, frames, channels, queries), keys = arrays[0], arrays[1][-1]
-        reference = sum(shape[-1] for shape in arrays if len(shape) == 3 and shape[1] == channels)
+        references = [shape for shape in arrays if len(shape) == 3 and shape[1] == channels]
+        reference = sum(rows * length for rows, _, length in references) / batch
         operations = 4.0 * batch * frames * queries * (keys + reference / 2) * channels
         operations *= 2.5 if name.endswith("backward") else 1.0
     speed = chip.flops / chip.clock / V5E_FLOPS_PER_CYCLE
