@@ -24,10 +24,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["animate_jax*", "configs*", "data_prep*"]),
-    package_data={
-        "animate_jax": ["bundled/**/*", "tpu/worker.sh"],
-        "animate_jax.evaluation": ["protocols/*.json"],
-    },
+    package_data={"animate_jax.evaluation": ["protocols/*.json"]},
     entry_points={"console_scripts": ["animate-jax = animate_jax.cli:main"]},
     install_requires=[
         "av>=17",
@@ -56,6 +53,8 @@ setup(
         "dev": [
             *PLAN,
             "diffusers",
+            "ipykernel",
+            "nbclient",
             "onnx",
             "opencv-python-headless",
             "pytest",

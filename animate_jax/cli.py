@@ -103,7 +103,7 @@ def _add_pose_backend(parser):
 def _add_animate(command):
     parser = command("animate", _animate, "make a picture perform a motion")
     add = parser.add_argument
-    add("--model", metavar="DIR", help="local or gs://; by default a small one that comes along")
+    add("--model", required=True, metavar="DIR", help="a model directory, local or gs://")
     add("--reference", required=True, metavar="IMAGE", help="the character")
     motion = parser.add_mutually_exclusive_group(required=True)
     motion.add_argument("--driving", metavar="VIDEO", help="a video of someone moving")

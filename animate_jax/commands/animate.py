@@ -20,7 +20,7 @@ from animate_jax.inference.windows import make_windows
 from animate_jax.pose.render import draw_skeletons
 from animate_jax.video.reading import read_image
 from animate_jax.video.writing import check_output, exact_rate, side_by_side, write_video
-from animate_jax.weights.model_directory import BUNDLED, read_config
+from animate_jax.weights.model_directory import read_config
 
 
 def animate(options) -> None:
@@ -32,8 +32,7 @@ def animate(options) -> None:
     keep_compiled(options.compiled)
     if options.fps is not None:
         exact_rate(options.fps)
-    model = options.model or BUNDLED
-    config = read_config(model)
+    config = read_config(options.model)
     picture = read_image(options.reference)
     noise = _initial_noise(options.initial_noise)
     size = _video_size(options, picture, config)
@@ -43,8 +42,8 @@ def animate(options) -> None:
 
     motion, fps = driving_motion(options, picture, size, config.preprocessing.pose)
     fps = options.fps or fps
-    print(f"loading {model}")
-    pipeline = AnimateAnyonePipeline.from_pretrained(model, options.dtype)
+    print(f"loading {options.model}")
+    pipeline = AnimateAnyonePipeline.from_pretrained(options.model, options.dtype)
     print(f"{len(motion)} frames of {size[0]}x{size[1]}, {options.steps} {options.sampler} steps")
     video = pipeline(
         picture,

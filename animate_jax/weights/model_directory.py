@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,6 @@ from animate_jax.weights.mappings import torch_name
 
 FORMAT = 1
 CONFIG = "config.json"
-BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"  # the model that comes along
 MOTION = "motion_modules"
 _IN_MOTION = re.compile(r"motion_modules_\d+")
 _LOADED_DTYPES = ("float32", "bfloat16")
