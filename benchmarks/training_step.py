@@ -2,8 +2,8 @@
 
     python benchmarks/training_step.py [--stage 1] [--steps 20] [--threads 2] [--no-compile]
 
-The steps are those of configs/tiny_stage1.py and configs/tiny_stage2.py, at their sizes in float32,
-from the same random weights and on the same batch in memory: frozen autoencoder and image encoder,
+The steps are those of configs/stage1.py and configs/stage2.py with the tiny preset, for pictures of
+64x64 in float32, from the same random weights and on the same batch in memory: frozen autoencoder and image encoder,
 noise, dropped conditions, ReferenceNet, denoiser, weighted loss, backward pass, clipping by the
 norm of the gradients, AdamW, and nothing changed where the loss is not finite. In JAX it is the
 step that `animate-jax train` takes; in PyTorch diffusers' UNets with PyTorch's fused attention and
@@ -33,7 +33,7 @@ import torch.nn.functional as F  # noqa: E402
 from parity import convert_all  # noqa: E402
 from torch_animate_anyone import TorchAnimateAnyone  # noqa: E402
 
-from animate_jax.config import tiny  # noqa: E402
+from animate_jax.config import tiny, to_dict  # noqa: E402
 from animate_jax.diffusion.schedule import alphas_cumprod, min_snr_weights  # noqa: E402
 from animate_jax.models.animate_anyone import COMPONENTS  # noqa: E402
 from animate_jax.parallel.mesh import make_mesh  # noqa: E402
@@ -45,9 +45,10 @@ from animate_jax.training.objective import (  # noqa: E402
 from animate_jax.training.parameters import split  # noqa: E402
 from animate_jax.training.stages import make_stage  # noqa: E402
 from animate_jax.weights.mappings import torch_name  # noqa: E402
-from configs import tiny_stage1, tiny_stage2  # noqa: E402
+from configs import stage1, stage2  # noqa: E402
 
-CONFIGS = {1: tiny_stage1, 2: tiny_stage2}
+CONFIGS = {1: stage1, 2: stage2}
+CLIPS_AND_FRAMES = {1: (8, 1), 2: (2, 8)}
 CHECKED_STEPS, LOSS_TOLERANCE = 2, 1e-4
 # Of gradients and what follows from them. At the lowest level the group norms have two values a
 # group: where these are nearly equal, float32 differs from float64 as much in either framework.
@@ -77,8 +78,13 @@ def main():
     torch.set_num_threads(len(cores))
     for number in [options.stage] if options.stage else CONFIGS:
         config = CONFIGS[number].get_config()
-        config.optimizer.warmup = 0
+        config.model = to_dict(tiny())
+        config.dtype, config.remat = "float32", "none"
+        config.encode_pictures = 8
+        config.mesh.data, config.mesh.fsdp = -1, 1
         data = config.data
+        data.height = data.width = 64
+        data.batch_size, data.frames = CLIPS_AND_FRAMES[number]
         print(
             f"stage {number}: {data.batch_size} clips, {data.frames} frames of"
             f" {data.width}x{data.height} pixels, {len(cores)} threads"
