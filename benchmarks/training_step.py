@@ -3,11 +3,11 @@
     python benchmarks/training_step.py [--stage 1] [--steps 20] [--threads 2] [--no-compile]
 
 The steps are those of configs/stage1.py and configs/stage2.py with the tiny preset, for pictures of
-64x64 in float32, from the same random weights and on the same batch in memory: frozen autoencoder and image encoder,
-noise, dropped conditions, ReferenceNet, denoiser, weighted loss, backward pass, clipping by the
-norm of the gradients, AdamW, and nothing changed where the loss is not finite. In JAX it is the
-step that `animate-jax train` takes; in PyTorch diffusers' UNets with PyTorch's fused attention and
-optimizer. The same parameters learn in both, at a constant rate and without averages.
+64x64 in float32, from the same random weights and on the same batch in memory: frozen autoencoder
+and image encoder, noise, dropped conditions, ReferenceNet, denoiser, weighted loss, backward pass,
+clipping by the norm of the gradients, AdamW, and nothing changed where the loss is not finite. In
+JAX it is the step that `animate-jax train` takes; in PyTorch diffusers' UNets with PyTorch's fused
+attention and optimizer. The same parameters learn in both, at a constant rate and without averages.
 
 Before anything is timed all take two steps from the same random draws: losses and norms of the
 gradients have to agree. Then they take turns, so that the machine's moods meet all alike. One thing

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import typing
 
+import jax
 import optax
+import optax.contrib
 
 from animate_jax.errors import UserError
 
@@ -14,10 +16,13 @@ from animate_jax.errors import UserError
 class OptimizerConfig:
     """learning_rate is reached after `warmup` steps and then follows `schedule` to the last step,
     where it is `final_fraction` of itself. clip_norm: of all gradients together, 0 for none.
-    moment_dtype: of AdamW's first moment. average_decay: of the averaged parameters that
-    validation and the finished model use, 0 for none."""
+    moment_dtype: of the first moment. average_decay: of the averaged parameters that validation and
+    the finished model use, 0 for none.
 
-    name: typing.Literal["adamw", "adafactor"] = "adamw"
+    "muon" orthogonalises the updates of kernels, for short trainings from random weights; all else
+    learns by AdamW, at `others_rate` times the rate."""
+
+    name: typing.Literal["adamw", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-5
     schedule: typing.Literal["constant", "cosine", "linear"] = "constant"
     warmup: int = 0
@@ -29,6 +34,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     moment_dtype: typing.Literal["float32", "bfloat16"] = "float32"
     average_decay: float = 0.0
+    others_rate: float = 0.1
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -66,7 +72,29 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             weight_decay=config.weight_decay,
             mu_dtype=config.moment_dtype,
         )
+    elif config.name == "muon":
+        main = optax.contrib.muon(
+            rate,
+            beta=0.95,
+            weight_decay=config.weight_decay,
+            mu_dtype=config.moment_dtype,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_learning_rate=lambda step: config.others_rate * rate(step),
+            muon_weight_dimension_numbers=_kernels,
+        )
     else:
         main = optax.adafactor(rate, weight_decay_rate=config.weight_decay or None)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, main)
+
+
+def _kernels(params):
+    """Which axes of a parameter are inputs and outputs of a matrix; None where it is none."""
+
+    def axes(path, x):
+        if getattr(path[-1], "key", None) != "kernel" or x.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -108,6 +108,29 @@ def test_optimizer_state_is_what_was_asked_for():
     assert np.isfinite(metrics[-1].loss) and metrics[-1].loss < metrics[0].loss
 
 
+def test_muon_turns_every_direction_of_a_kernel_alike():
+    """Convolutions as matrices of all inputs by outputs; what is no kernel goes Adam's way."""
+    random = np.random.default_rng(0)
+    shapes = {"conv": (3, 3, 4, 8), "dense": (12, 6)}
+    gradients = {
+        name: {"kernel": random.standard_normal(shape), "bias": random.standard_normal(shape[-1])}
+        for name, shape in shapes.items()
+    }
+    gradients = jax.tree.map(jnp.float32, gradients | {"norm": {"scale": jnp.ones(5)}})
+    config = OptimizerConfig("muon", learning_rate=0.1, weight_decay=0.0, clip_norm=0.0)
+    optimizer = make_optimizer(config, 10)
+    parameters = jax.tree.map(jnp.zeros_like, gradients)
+    updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
+    for name, shape in shapes.items():
+        sizes = np.linalg.svd(updates[name]["kernel"].reshape(-1, shape[-1]), compute_uv=False)
+        before = np.linalg.svd(gradients[name]["kernel"].reshape(-1, shape[-1]), compute_uv=False)
+        assert before.max() / before.min() > 2 and sizes.max() / sizes.min() < 2
+        assert 0.05 < sizes.mean() < 0.2
+        moved = np.abs(updates[name]["bias"])
+        assert 0.005 < moved.min() and moved.max() < 0.02
+    np.testing.assert_allclose(updates["norm"]["scale"], updates["norm"]["scale"][0])
+
+
 @pytest.mark.parametrize(
     "schedule, expected",
     [("constant", [0.25, 1.0, 1.0, 1.0]), ("linear", [0.25, 1.0, 0.5, 0.0])],
