@@ -70,7 +70,7 @@ def model() -> ModelConfig:
             latent_channels=16,
             block_out_channels=(16, 32, 64, 96),
             layers_per_block=1,
-            norm_groups=1,  # more of them lose the colours of large areas
+            norm_groups=1,
         ),
         image_encoder=ImageEncoderConfig(
             hidden_size=64,
