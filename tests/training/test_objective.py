@@ -1,0 +1,59 @@
+"""The autoencoder's loss term by term, and the quiet latents that its training begins with."""
+
+import jax
+import numpy as np
+import pytest
+
+from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.training.objective import ReconstructionLoss, reconstruction_loss
+from tests.small_model import small_model
+
+PICTURES = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AnimateAnyone(small_model())
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return model.init(0, ("autoencoder",))
+
+
+@pytest.fixture(scope="module")
+def outputs(model, params):
+    keys = jax.random.split(jax.random.key(1), 2)
+    return jax.device_get(jax.jit(model.reconstruct)(params, PICTURES, keys))
+
+
+def losses(model, params, **weights):
+    options = ReconstructionLoss(**{"gradient_weight": 0.0, "kl_weight": 0.0, **weights})
+    keys = jax.random.split(jax.random.key(1), 2)
+    compute = jax.jit(lambda p: reconstruction_loss(model, p, PICTURES, keys, options))
+    return np.asarray(compute(params))
+
+
+def test_every_term_counts_with_its_weight(model, params, outputs):
+    mean, log_variance, decoded = outputs
+    error = decoded - PICTURES
+    axes = (1, 2, 3)
+    expected = {
+        "squared_weight": (error**2).mean(axes),
+        "gradient_weight": sum(np.abs(np.diff(error, axis=a)).mean(axes) for a in (1, 2)),
+        "kl_weight": 0.5 * (mean**2 + np.exp(log_variance) - 1 - log_variance).mean(axes),
+    }
+    absolute = np.abs(error).mean(axes)
+    np.testing.assert_allclose(losses(model, params), absolute, rtol=1e-5)
+    for name, term in expected.items():
+        got = losses(model, params, **{name: 3.0}) - absolute
+        np.testing.assert_allclose(got, 3 * term, rtol=1e-4, err_msg=name)
+
+
+def test_latents_begin_quiet(model, params, outputs):
+    """Half of the bias is of means and stays zero, half of log-variances: a noise of exp(-3)."""
+    bias = params["autoencoder"]["quant_conv"]["bias"]
+    channels = model.config.autoencoder.latent_channels
+    np.testing.assert_array_equal(bias, [0] * channels + [-6] * channels)
+    mean, log_variance, _ = outputs
+    assert np.exp(log_variance.mean() / 2) < 0.25 * mean.std()
