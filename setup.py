@@ -24,7 +24,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["animate_jax*", "configs*", "data_prep*"]),
-    package_data={"animate_jax.evaluation": ["protocols/*.json"]},
+    package_data={"animate_jax": ["bundled/**/*"], "animate_jax.evaluation": ["protocols/*.json"]},
     entry_points={"console_scripts": ["animate-jax = animate_jax.cli:main"]},
     install_requires=[
         "av>=17",

@@ -103,13 +103,14 @@ def _add_pose_backend(parser):
 def _add_animate(command):
     parser = command("animate", _animate, "make a picture perform a motion")
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a model directory, local or gs://")
+    add("--model", metavar="DIR", help="local or gs://; by default the small one that comes along")
     add("--reference", required=True, metavar="IMAGE", help="the character")
     motion = parser.add_mutually_exclusive_group(required=True)
     motion.add_argument("--driving", metavar="VIDEO", help="a video of someone moving")
     motion.add_argument("--keypoints", metavar="NPZ", help="from `animate-jax pose`")
     motion.add_argument("--pose-video", metavar="VIDEO", help="skeletons already drawn")
-    add("--out", required=True, help=".mp4, .webm, .gif, .npy, or a directory for PNG frames")
+    add("--out", required=True, nargs="+", help=".mp4, .webm, .gif, .npy, or a directory for PNG"
+        " frames; several, too")  # fmt: skip
     add("--width", type=_positive, help="in pixels; by default from the model and the picture")
     add("--height", type=_positive, help="likewise; both are rounded to multiples of 8")
     add("--steps", type=_positive, default=20, help="denoising steps")
@@ -122,13 +123,15 @@ def _add_animate(command):
     add("--eta", type=float, default=0.0, help="noise that DDIM adds in each step, 0 to 1")
     add("--retarget", choices=["none", "scale", "bones"], help="to the reference's body: by default"
         " scale, and none for --pose-video")  # fmt: skip
-    add("--reference-keypoints", metavar="NPZ", help="the reference's pose, where none is found")
+    add("--reference-keypoints", metavar="FILE", help="the reference's pose, where none is found:"
+        " .npz, or .json written by hand")  # fmt: skip
     add("--window", type=_positive, help="frames that are denoised together; else 24, or the most")
     add("--overlap", type=int, default=4, help="frames that neighbouring windows share")
     add("--windows", default="tapered", choices=["tapered", "moore"], help="how windows join")
-    add("--initial-noise", metavar="NPY", help="(frames, height / 8, width / 8, 4)")
+    add("--initial-noise", metavar="NPY", help="(frames, height / 8, width / 8, channels)")
     add("--dtype", choices=["float32", "bfloat16"], help="by default float32 on CPU, else bfloat16")
-    add("--side-by-side", action="store_true", help="reference | skeleton | result")
+    summary = "reference | skeleton | result, in place of the result or in a file of its own"
+    add("--side-by-side", nargs="?", const=True, metavar="FILE", help=summary)
     _add_compiled(parser)
     _add_pose_backend(parser)
     _add_overwrite(parser)

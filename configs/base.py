@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     # Where the parameters come from: a model directory, or the workdir of an earlier stage.
     # Nothing: random ones, of the sizes in config.model (a dictionary as in config.json).
     config.init_from = ""
+    config.init_components = ()  # take no others from there, and draw the rest; () takes all
     config.model = None
     # Whether the denoiser has motion modules, and another model whose motion modules to take.
     config.motion = False

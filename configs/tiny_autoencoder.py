@@ -8,10 +8,7 @@ def get_config():
     config.measure_scaling_factor = True
     config.loss.squared_weight, config.loss.gradient_weight = 4.0, 0.0
     config.loss.kl_weight = 1e-4
-    config.steps = 6000
-    config.optimizer.name, config.optimizer.learning_rate = "muon", 1e-2
-    config.optimizer.schedule, config.optimizer.warmup = "cosine", 50
-    config.optimizer.average_decay = 0.99
+    config.steps = 3600
+    config.optimizer.learning_rate = 1e-2
     config.data.batch_size = 4
-    config.validation.every = 500
     return config

@@ -20,7 +20,7 @@ from animate_jax.inference.windows import make_windows
 from animate_jax.pose.render import draw_skeletons
 from animate_jax.video.reading import read_image
 from animate_jax.video.writing import check_output, exact_rate, side_by_side, write_video
-from animate_jax.weights.model_directory import read_config
+from animate_jax.weights.model_directory import BUNDLED, read_config
 
 
 def animate(options) -> None:
@@ -28,11 +28,14 @@ def animate(options) -> None:
 
     What can be refused is refused before the long work begins.
     """
-    check_output(options.out, options.overwrite)
+    beside = options.side_by_side if isinstance(options.side_by_side, str) else None
+    for path in (*options.out, *([beside] if beside else ())):
+        check_output(path, options.overwrite)
     keep_compiled(options.compiled)
     if options.fps is not None:
         exact_rate(options.fps)
-    config = read_config(options.model)
+    model = options.model or BUNDLED
+    config = read_config(model)
     picture = read_image(options.reference)
     noise = _initial_noise(options.initial_noise)
     size = _video_size(options, picture, config)
@@ -42,8 +45,8 @@ def animate(options) -> None:
 
     motion, fps = driving_motion(options, picture, size, config.preprocessing.pose)
     fps = options.fps or fps
-    print(f"loading {options.model}")
-    pipeline = AnimateAnyonePipeline.from_pretrained(options.model, options.dtype)
+    print(f"loading {model}")
+    pipeline = AnimateAnyonePipeline.from_pretrained(model, options.dtype)
     print(f"{len(motion)} frames of {size[0]}x{size[1]}, {options.steps} {options.sampler} steps")
     video = pipeline(
         picture,
@@ -60,12 +63,15 @@ def animate(options) -> None:
         sampler=options.sampler,
         eta=options.eta,
     )
+    shown = dict.fromkeys(options.out, video)
     if options.side_by_side:
         reference = resize(picture, *size, config.preprocessing.reference)
         skeletons = _drawn(motion, size, config.preprocessing.pose)
-        video = side_by_side(reference, skeletons, video)
-    write_video(options.out, video, fps, overwrite=options.overwrite)
-    print(f"wrote {options.out}: {len(video)} frames at {fps:g} per second")
+        joined = side_by_side(reference, skeletons, video)
+        shown = shown | {beside: joined} if beside else dict.fromkeys(options.out, joined)
+    for path, pictures in shown.items():
+        write_video(path, pictures, fps, overwrite=options.overwrite)
+        print(f"wrote {path}: {len(pictures)} frames at {fps:g} per second")
 
 
 def _drawn(motion, size, resample):

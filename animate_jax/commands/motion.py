@@ -12,7 +12,7 @@ from animate_jax.errors import UserError, UserNote
 from animate_jax.files import check_place
 from animate_jax.inference.preprocessing import resize
 from animate_jax.pose.estimate import estimate_keypoints, estimate_picture, load_estimator
-from animate_jax.pose.keypoints import Keypoints, load_keypoints
+from animate_jax.pose.keypoints import Keypoints, load_keypoints, load_written_points
 from animate_jax.pose.retarget import retarget
 from animate_jax.video.reading import probe_video, read_frames
 
@@ -105,6 +105,8 @@ def _reference(options, picture, estimator):
     mode = options.retarget or "scale"
     if mode == "none":
         return mode, None
+    if options.reference_keypoints and Path(options.reference_keypoints).suffix == ".json":
+        return mode, load_written_points(options.reference_keypoints)
     if options.reference_keypoints:
         given = load_keypoints(options.reference_keypoints)
         scale = np.array([picture.shape[1] / given.width, picture.shape[0] / given.height, 1])

@@ -26,7 +26,7 @@ from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.pose.keypoints import POINTS, Keypoints
 from animate_jax.pose.render import draw_skeletons, place_points
 from animate_jax.video.reading import image_to_rgb, read_image
-from animate_jax.weights.model_directory import load_model
+from animate_jax.weights.model_directory import BUNDLED, load_model
 
 WINDOW = 24  # frames, of the paper's clips
 # Pixels that pass the autoencoder or pose guider at once; it bounds their memory, not the result.
@@ -41,8 +41,10 @@ class AnimateAnyonePipeline:
         self.params = jax.tree.map(lambda x: jnp.asarray(x, self.model.dtype), params)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, dtype=None) -> AnimateAnyonePipeline:
-        """Loads a model directory, local or `gs://`.
+    def from_pretrained(
+        cls, path: str | os.PathLike = BUNDLED, dtype=None
+    ) -> AnimateAnyonePipeline:
+        """Loads a model directory, local or `gs://`; by default the small one that comes along.
 
         dtype: of parameters and computation, "float32" or "bfloat16"; None takes float32 on a CPU
         and bfloat16 on accelerators. Raises UserError where there is no model.

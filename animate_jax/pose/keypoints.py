@@ -5,6 +5,7 @@ left hand and 113..133 the right hand: the order in which DWPose's OpenPose vari
 COCO-WholeBody. "Left" is the person's left.
 """
 
+import json
 import os
 import zipfile
 from dataclasses import dataclass
@@ -123,6 +124,32 @@ def load_keypoints(path: str | os.PathLike) -> Keypoints:
     keypoints = Keypoints(points, float(fps), int(size[0]), int(size[1]))
     check_keypoints(keypoints, str(path))
     return keypoints
+
+
+def load_written_points(path: str | os.PathLike) -> np.ndarray:
+    """One pose that somebody has written down -> float32 (134, 3).
+
+    JSON: {"nose": [x, y], "right_shoulder": [x, y], ...} in pixels, with as many of BODY_NAMES and
+    FEET_NAMES as are seen; a neck that is not given lies between the shoulders. Raises UserError
+    for anything else.
+    """
+    names = (*BODY_NAMES, *FEET_NAMES)
+    try:
+        written = json.loads(Path(path).read_text(encoding="utf-8"))
+        places = {name: np.array(place, np.float32) for name, place in written.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f'{path}: is not JSON like {{"nose": [64, 30], ...}} ({error})') from error
+    points = np.zeros((POINTS, 3), np.float32)
+    for name, place in places.items():
+        if name not in names:
+            raise UserError(f"{path}: there is no point {name!r}; there are {', '.join(names)}")
+        if place.shape != (2,) or not np.isfinite(place).all():
+            raise UserError(f"{path}: {name} is {written[name]!r}; give its x and y in pixels")
+        points[names.index(name)] = (*place, 1)
+    shoulders = points[[names.index("right_shoulder"), names.index("left_shoulder")]]
+    if "neck" not in places and shoulders[:, 2].all():
+        points[NECK] = shoulders.mean(0)
+    return points
 
 
 def check_keypoints(keypoints: Keypoints, name: str) -> None:

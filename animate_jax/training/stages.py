@@ -18,7 +18,7 @@ from animate_jax.config import ModelConfig, MotionConfig, from_dict
 from animate_jax.data.config import DataConfig, data_config
 from animate_jax.diffusion.schedule import NoiseSchedule
 from animate_jax.errors import UserError
-from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.models.unet import REMAT_POLICIES
 from animate_jax.parallel.mesh import batch_shards, replicated
 from animate_jax.parallel.sharding import parameter_shardings, place
@@ -174,7 +174,9 @@ def _model_config(config) -> ModelConfig:
     given = None if config.model is None else _sized(config.model)
     if config.init_from:
         model = read_config(model_directory(config.init_from))
-        if given is not None and _sizes(given) != _sizes(model):
+        if config.init_components:
+            model = _with_components(given, model, config.init_components)
+        elif given is not None and _sizes(given) != _sizes(model):
             raise UserError(
                 f"config.model differs from the model in {config.init_from}; remove one of the two"
             )
@@ -194,6 +196,17 @@ def _model_config(config) -> ModelConfig:
         schedule = from_dict(NoiseSchedule, dict(config.schedule), "config.schedule")
         model = dataclasses.replace(model, schedule=schedule)
     return model
+
+
+def _with_components(given: ModelConfig | None, stored: ModelConfig, names) -> ModelConfig:
+    """The given sizes, with those of the components that are taken from what is stored."""
+    if given is None:
+        raise UserError("config.init_components needs config.model, for the sizes of the others")
+    if unknown := sorted(set(names) - set(COMPONENTS)):
+        raise UserError(
+            f"config.init_components names {unknown}; a model consists of {list(COMPONENTS)}"
+        )
+    return dataclasses.replace(given, **{name: getattr(stored, name) for name in names})
 
 
 def _sizes(model: ModelConfig) -> ModelConfig:
@@ -245,16 +258,17 @@ def source_parameters(stage: Stage, components: Sequence[str]) -> dict:
     shardings = flatten_dict(parameter_shardings(unflatten_dict(shapes), stage.mesh, *rules))
     whole = replicated(stage.mesh)
 
-    def read(path):
+    def read(path, components):
         where = lambda name: shardings.get(tuple(name.split("/")), whole)  # noqa: E731
         params = load_model(model_directory(path), components=components, shardings=where)[1]
         return flatten_dict(params)
 
     leaves = {}
     if config.init_from:
-        leaves = {p: x for p, x in read(config.init_from).items() if p in shapes}
+        taken = [c for c in components if c in (config.init_components or components)]
+        leaves = {p: x for p, x in read(config.init_from, taken).items() if p in shapes}
     if config.motion_from and config.motion and "denoising_unet" in components:
-        leaves |= {p: x for p, x in read(config.motion_from).items() if in_motion(p)}
+        leaves |= {p: x for p, x in read(config.motion_from, components).items() if in_motion(p)}
     missing = set(shapes) - set(leaves)
     for component in sorted({path[0] for path in missing}):
         drawn = flatten_dict(stage.model.init(config.seed, (component,)))

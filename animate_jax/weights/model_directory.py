@@ -29,6 +29,7 @@ from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.weights.items import item_leaves, load_item, save_item
 from animate_jax.weights.mappings import torch_name
 
+BUNDLED = epath.Path(__file__).parents[1] / "bundled"  # the small model that comes along
 FORMAT = 1
 CONFIG = "config.json"
 MOTION = "motion_modules"

@@ -109,3 +109,37 @@ def test_wholebody_becomes_openpose():
     np.testing.assert_array_equal(many[2], ours)
     with pytest.raises(UserError, match="133"):
         kp.from_wholebody133(points[:17], scores[:17])
+
+
+def test_points_written_by_hand(tmp_path):
+    file = tmp_path / "pose.json"
+    file.write_text(
+        '{"right_shoulder": [10, 40], "left_shoulder": [30, 42.5], "left_heel": [1, 2]}'
+    )
+    points = kp.load_written_points(file)
+    assert points.shape == (kp.POINTS, 3) and points.dtype == np.float32
+    np.testing.assert_array_equal(points[skeleton.RIGHT_SHOULDER], [10, 40, 1])
+    np.testing.assert_array_equal(points[skeleton.NECK], [20, 41.25, 1])
+    np.testing.assert_array_equal(points[20], [1, 2, 1])
+    assert points[:, 2].sum() == 4
+    file.write_text('{"neck": [5, 6], "right_shoulder": [10, 40], "left_shoulder": [30, 42]}')
+    np.testing.assert_array_equal(kp.load_written_points(file)[skeleton.NECK], [5, 6, 1])
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "is not JSON like"),
+        ("[1, 2]", "is not JSON like"),
+        ('{"nose": "left"}', "is not JSON like"),
+        ('{"tail": [1, 2]}', "no point 'tail'; there are nose, neck"),
+        ('{"nose": [1, 2, 3]}', "nose is .1, 2, 3."),
+        ('{"nose": [1, NaN]}', "nose is .1, nan."),
+    ],
+)
+def test_bad_points_written_by_hand(tmp_path, text, words):
+    (tmp_path / "pose.json").write_text(text)
+    with pytest.raises(UserError, match=words):
+        kp.load_written_points(tmp_path / "pose.json")
+    with pytest.raises(UserError, match="not JSON"):
+        kp.load_written_points(tmp_path / "missing.json")

@@ -7,12 +7,12 @@ import pytest
 from animate_jax.errors import UserError
 from animate_jax.training.config import load_config, split_overrides
 
-STAGES = sorted(path.stem for path in Path("configs").glob("[a-z]*.py"))
+STAGES = sorted(Path("configs").rglob("[a-z]*.py"))
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_shipped_configs_load_locked(name):
-    config = load_config(f"configs/{name}.py")
+@pytest.mark.parametrize("path", STAGES, ids=str)
+def test_shipped_configs_load_locked(path):
+    config = load_config(path)
     with pytest.raises(AttributeError):
         config.optimizer.learning_rat = 1.0
 

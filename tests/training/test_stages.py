@@ -1,5 +1,7 @@
 """Both stages for real, one after the other: what moves, what rests, and what is written."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -9,10 +11,14 @@ from PIL import Image
 from small_model import small_model
 
 from animate_jax import AnimateAnyonePipeline
-from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.config import to_dict
+from animate_jax.errors import UserError
+from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
+from animate_jax.parallel.mesh import make_mesh
 from animate_jax.training.checkpoint import open_checkpoints
 from animate_jax.training.config import load_config
 from animate_jax.training.metrics import read_metrics
+from animate_jax.training.stages import make_stage, source_parameters
 from animate_jax.training.train import train
 from animate_jax.video.reading import read_frames
 from animate_jax.weights.model_directory import load_model
@@ -83,3 +89,29 @@ def test_stage_2_moves_motion_modules_only(first_stage, records, tmp_path):
     assert len(arrays) == 3 * len(moved)  # a parameter and its two moments
     assert all("motion_modules" in jax.tree_util.keystr(path) for path in arrays)
     AnimateAnyonePipeline.from_pretrained(tmp_path / "model")
+
+
+def test_components_are_taken_and_the_rest_is_drawn(first_stage, tmp_path):
+    """The autoencoder of one model, for another whose denoiser is of another kind."""
+    other = small_model()
+    unet = dataclasses.replace(other.denoising_unet, motion=None, reference="added")
+    config = load_config("tests/small_stage1.py", [f"init_from={first_stage}"])
+    config.model = to_dict(dataclasses.replace(other, denoising_unet=unet))
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    with pytest.raises(UserError, match="differs from the model in"):
+        make_stage(config, mesh)
+    config.init_components = ("autoencoder", "tokenizer")
+    with pytest.raises(UserError, match="names .'tokenizer'."):
+        make_stage(config, mesh)
+    config.init_components = ("autoencoder",)
+    stage = make_stage(config, mesh)
+    assert stage.model.config.denoising_unet.reference == "added"
+    parameters = flatten_dict(source_parameters(stage, COMPONENTS))
+    before, drawn = leaves(first_stage / "model"), flatten_dict(stage.model.init(config.seed))
+    assert set(parameters) == set(drawn)
+    for path, x in parameters.items():
+        expected = before if path[0] == "autoencoder" else drawn
+        np.testing.assert_array_equal(x, expected[path], err_msg="/".join(path))
+    config.model = None
+    with pytest.raises(UserError, match="needs config.model"):
+        make_stage(config, mesh)
