@@ -33,7 +33,7 @@ def test_the_first_part_runs(notebook, tmp_path, monkeypatch):
     nbformat.validate(notebook)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     video = np.stack(list(read_frames(tmp_path / "demo.mp4")))
-    assert video.shape == (24, 192, 3 * 128, 3)
+    assert video.shape == (24, 128, 3 * 128, 3)
     last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]
     assert "<video" in last.outputs[0]["data"]["text/html"]
 
