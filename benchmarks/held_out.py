@@ -1,28 +1,57 @@
-"""The pairs that models are compared on: puppets and motions that no training has seen.
+"""How good models are on puppets and motions that no training has seen.
 
-    python benchmarks/held_out.py DIR
+    python benchmarks/held_out.py DIR [--model MODEL]
 
-draws 32 motions, each by two characters, and writes DIR/pairs.json: 32 characters with their own
-motion, and 32 with the skeleton of another body, retargeted to theirs. To be compared with
-
-    animate-jax evaluate --data DIR/puppets --split all --pairs-file DIR/pairs.json ...
+draws 32 motions, each by two characters, and compares on 64 pairs: 32 characters with their own
+motion, and 32 with the skeleton of another body, retargeted to theirs. Evaluates the model (the
+bundled one) and the two baselines, and writes DIR/table.md and DIR/sheet.png. What is there already
+is not made again.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from animate_jax.files import replacing
+from animate_jax.video.reading import read_frames
+from animate_jax.weights.model_directory import BUNDLED
 from data_prep.puppets.generate import PuppetSet, generate
 
 SEED = 20231128  # that of the trainings is 0
 MOTIONS, FRAMES, SIZE = 32, 16, 128
+BASELINES = {"copy": "reference copied", "warp": "reference warped"}
+METRICS = ("psnr_character", "ssim", "psnr", "l1", "flicker", "flicker_ratio")
+SHOWN_PAIRS, SHOWN_FRAME, SHOWN_SIDE = 6, 10, 128
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
-    write_held_out(parser.parse_args().directory)
+    parser.add_argument("--model", default=BUNDLED)
+    options = parser.parse_args()
+    compare(options.directory, {"model": (options.model, "model")}, SIZE)
+
+
+def compare(directory: Path, models: dict[str, tuple[str, str]], side: int):
+    """Evaluates models {name: (model directory, label)} and the baselines on side x side pixels,
+    prints the table, and writes it and the sheet."""
+    held_out = directory / "held_out"
+    if not (held_out / "pairs.json").exists():
+        write_held_out(held_out)
+    ways = {name: (["--model", model], label) for name, (model, label) in models.items()}
+    ways |= {name: (["--baseline", name], label) for name, label in BASELINES.items()}
+    reports = {
+        label: evaluated(name, how, directory, held_out, side)
+        for name, (how, label) in ways.items()
+    }
+    (directory / "table.md").write_text(table(reports), encoding="utf-8")
+    sheet(directory / "pictures", list(ways), side).save(directory / "sheet.png")
+    print(table(reports))
 
 
 def write_held_out(directory: Path, motions: int = MOTIONS):
@@ -45,6 +74,54 @@ def _pair(kind, character, driving):
         "truth": character,
         "frames": FRAMES,
     }
+
+
+def evaluated(name: str, how: list, directory: Path, held_out: Path, side: int) -> dict:
+    """The report DIR/name.json of a model or baseline, made now unless it is there."""
+    report = directory / f"{name}.json"
+    if not report.exists():
+        told = ["--data", held_out / "puppets", "--split", "all"]
+        told += ["--pairs-file", held_out / "pairs.json", "--width", side, "--height", side]
+        told += ["--pictures", directory / "pictures" / name, "--overwrite", "--out", report]
+        animate_jax("evaluate", *how, *told)
+    return json.loads(report.read_text(encoding="utf-8"))
+
+
+def animate_jax(*arguments):
+    command = [sys.executable, "-m", "animate_jax.cli", *map(str, arguments)]
+    subprocess.run(command, check=True)
+
+
+def table(reports: dict[str, dict]) -> str:
+    """Markdown: a row for every report, means with intervals."""
+    lines = [f"| | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
+    for label, report in reports.items():
+        cells = []
+        for metric in METRICS:
+            found = report["means"][metric]
+            low, high = found["interval"]
+            digits = 2 if "psnr" in metric else 4
+            cells.append(f"{found['mean']:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def sheet(pictures: Path, names: list[str], side: int) -> Image.Image:
+    """Rows of pairs: reference, skeleton, truth, and what each of `names` made of them."""
+    pairs = sorted(path.name for path in (pictures / names[0]).glob("*.mp4"))
+    rows = []
+    for number in np.linspace(0, len(pairs) - 1, min(SHOWN_PAIRS, len(pairs))).astype(int):
+        panels = [_panels(pictures / name / pairs[number], side) for name in names]
+        reference, skeleton, _, truth = panels[0]
+        rows.append(np.concatenate([reference, skeleton, truth, *(p[2] for p in panels)], 1))
+    picture = Image.fromarray(np.concatenate(rows))
+    scale = SHOWN_SIDE / side
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), 0)
+
+
+def _panels(video: Path, side: int):
+    frame = list(read_frames(video))[SHOWN_FRAME]
+    return [frame[:, i * side : (i + 1) * side] for i in range(4)]
 
 
 if __name__ == "__main__":
