@@ -33,6 +33,9 @@ class UNetConfig:
     reference: what a denoiser does with the ReferenceNet's features. The paper attends to them; the
     others are what it compares with: "added" at the same place (as ControlNet does, arXiv
     2302.05543), or "none", which leaves the image token alone.
+
+    positions: add to the first features where they are in the picture. Stable Diffusion's weights
+    find that out from the borders; random ones would have to learn it.
     """
 
     in_channels: int = 4
@@ -46,6 +49,7 @@ class UNetConfig:
     output: bool = True
     motion: MotionConfig | None = None
     reference: typing.Literal["attended", "added", "none"] = "attended"
+    positions: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from animate_jax.config import UNetConfig
 from animate_jax.models.attention import BoundLayer, SpatialTransformer
@@ -125,6 +126,20 @@ class Level(nn.Module):
         return self.upsamplers[0](x, skips[-1].shape[-3:-1]) if self.resample else x
 
 
+def grid_positions(height: int, width: int, channels: int) -> np.ndarray:
+    """float32 (height, width, channels): sines and cosines of rows, then of columns, in waves of
+    4 to 256 latents. channels: a multiple of 4."""
+    waves = 4 * 64 ** np.linspace(0, 1, channels // 4)
+
+    def along(count):
+        angles = 2 * np.pi * np.arange(count)[:, None] / waves
+        return np.concatenate([np.sin(angles), np.cos(angles)], -1, dtype=np.float32)
+
+    rows, columns = along(height)[:, None], along(width)[None]
+    shape = height, width, channels // 2
+    return np.concatenate([np.broadcast_to(x, shape) for x in (rows, columns)], -1)
+
+
 class UNet(nn.Module):
     """See the module's docstring; `bind` first, then call with what it returned."""
 
@@ -180,6 +195,8 @@ class UNet(nn.Module):
         embedding = timestep_embedding(timesteps, self.config.block_out_channels[0])
         embedding = self.time_embedding(embedding.astype(self.dtype))
         x = self.conv_in(latents)
+        if self.config.positions:
+            x = x + grid_positions(*x.shape[-3:]).astype(x.dtype)
         if pose_features is not None:
             x = x + pose_features.astype(x.dtype)
         features, skips = {}, [x]

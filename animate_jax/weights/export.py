@@ -54,8 +54,9 @@ def export_moore(
     motion_module.pth; sd-vae-ft-mse/ and image_encoder/ for diffusers and transformers; the UNet's
     stable-diffusion-v1-5/unet/config.json. Every tensor keeps its dtype. The noise schedule has no
     place in these files. One part of the model is in memory at a time. Raises UserError for a
-    model with a `latent` pose guider, which the reproductions do not have, a damaged one, and
-    where `out` exists: `overwrite` replaces an earlier export, nothing else.
+    model with what the reproductions do not have (a `latent` pose guider, positions, a reference
+    that is not attended to), a damaged one, and where `out` exists: `overwrite` replaces an
+    earlier export, nothing else.
     """
     target = Path(out).expanduser()
     _check_target(target, overwrite)
@@ -64,6 +65,12 @@ def export_moore(
         raise UserError(
             f"{model}: its pose guider is of the {config.pose_guider.variant!r} kind, which the "
             "PyTorch reproductions do not have; only models with the 'feature' kind can be exported"
+        )
+    unet = config.denoising_unet
+    if unet.reference != "attended" or unet.positions or config.reference_unet.positions:
+        raise UserError(
+            f"{model}: its networks take positions, or the reference in another way, which the "
+            "PyTorch reproductions do not have; only models after the paper can be exported"
         )
     parts = {}
     for component in COMPONENTS:

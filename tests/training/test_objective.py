@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from small_model import small_model
 
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.training.objective import ReconstructionLoss, reconstruction_loss
-from tests.small_model import small_model
 
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
 

@@ -1,5 +1,6 @@
 """Export is the way back: bit for bit, and into what PyTorch's libraries load."""
 
+import dataclasses
 import json
 
 import diffusers
@@ -8,6 +9,7 @@ import pytest
 import torch
 import transformers
 from moore_layout import FILES, read_moore_file, write_moore_layout
+from small_model import small_model
 
 from animate_jax.config import PoseGuiderConfig, tiny
 from animate_jax.errors import UserError
@@ -98,6 +100,16 @@ def test_a_latent_pose_guider_cannot_be_exported(tmp_path):
     with pytest.raises(UserError, match="pose guider is of the 'latent' kind"):
         export_moore(tmp_path / "m", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", [{"positions": True}, {"reference": "added"}])
+def test_what_the_reproductions_lack_cannot_be_exported(tmp_path, change):
+    config = small_model()
+    unet = dataclasses.replace(config.denoising_unet, **change)
+    config = dataclasses.replace(config, denoising_unet=unet)
+    save_model(tmp_path / "m", config, AnimateAnyone(config).init(0).items())
+    with pytest.raises(UserError, match="after the paper can be exported"):
+        export_moore(tmp_path / "m", tmp_path / "out")
 
 
 def test_only_an_earlier_export_is_overwritten(exported, model_directory, tmp_path):
