@@ -7,13 +7,12 @@ PIP = $(BIN)/pip --disable-pip-version-check install --quiet --constraint constr
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.runtime
-	$(BIN)/animate-jax new tiny demo/model --overwrite
-	$(BIN)/animate-jax animate --model demo/model --reference docs/demo/reference.png \
+	mkdir -p demo
+	$(BIN)/animate-jax animate --reference docs/demo/reference.png \
 		--reference-keypoints docs/demo/reference.npz --keypoints docs/demo/motion.npz \
-		--retarget bones --side-by-side \
-		--frames 40 --steps 8 --width 128 --height 192 --out demo/demo.mp4 --overwrite
-	@echo "Look at demo/demo.mp4: reference, motion, result."
-	@echo "The weights are random, so the result is noise; README.md says how to convert real ones."
+		--retarget bones --steps 10 --out demo/demo.mp4 demo/demo.gif \
+		--side-by-side demo/side_by_side.mp4 --overwrite
+	@echo "Look at demo/side_by_side.mp4: reference, motion, result; demo.mp4 and demo.gif have the result."
 
 test: $(VENV)/.development
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests

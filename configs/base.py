@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
             "crop": "person",
             "zoom": (0.8, 1.0),
             "flip": 0.5,
+            "body_only": 0.0,
             "batch_size": 8,
             "seed": 0,
             "workers": 8,

@@ -50,10 +50,11 @@ def small(config):
     config.optimizer.schedule, config.optimizer.warmup = "cosine", 50
     config.optimizer.average_decay = 0.99
     config.data.height = config.data.width = 128
+    config.data.body_only = 0.3
     config.data.workers = 2
     config.checkpoint_every = config.validation.every = 500
     config.validation.videos = 2
-    config.validation.guidance = 2.0
+    config.validation.guidance = 1.5
     return config
 
 
@@ -91,4 +92,5 @@ def model() -> ModelConfig:
             projection_dim=64,
         ),
         resolution=128,
+        guidance=1.5,
     )

@@ -34,6 +34,8 @@ class DataConfig:
         "pad" shows the whole picture with bars.
     zoom: the range of a crop's side relative to the largest one inside the picture.
     flip: the probability of a mirrored sample.
+    body_only: the probability of a sample whose skeletons have no face and no hands, as some
+        networks that find poses leave them out.
     batch_size: rows over all processes together.
     seed: of the order of samples, and of what is random in them.
     workers: threads that make samples; 0 makes each batch when it is asked for.
@@ -49,6 +51,7 @@ class DataConfig:
     crop: Literal["person", "fill", "pad"] = "person"
     zoom: tuple[float, ...] = (0.8, 1.0)
     flip: float = 0.5
+    body_only: float = 0.0
     batch_size: int = 8
     seed: int = 0
     workers: int = 8
@@ -78,8 +81,11 @@ class DataConfig:
             raise UserError(
                 f"config.data.zoom is {self.zoom}; give a range within 0 to 1, such as (0.8, 1.0)"
             )
-        if not 0 <= self.flip <= 1:
-            raise UserError(f"config.data.flip is {self.flip}; give a probability, 0 to 1")
+        for name in ("flip", "body_only"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"config.data.{name} is {getattr(self, name)}; give a probability, 0 to 1"
+                )
 
 
 def data_config(section: Mapping) -> DataConfig:

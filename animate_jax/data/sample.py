@@ -8,6 +8,7 @@ from animate_jax.data.clip import decode_frames
 from animate_jax.data.config import DataConfig
 from animate_jax.data.crop import Cutter, body_box, choose_crop
 from animate_jax.errors import UserError
+from animate_jax.pose.keypoints import FACE, LEFT_HAND, RIGHT_HAND
 
 
 def make_sample(record: dict, config: DataConfig, rng: np.random.Generator) -> dict:
@@ -30,10 +31,14 @@ def make_sample(record: dict, config: DataConfig, rng: np.random.Generator) -> d
         _draw(record, crop, np.array([reference, *numbers]), pictures)
     except UserError as error:
         raise UserError(f"record {record['name']}: {error}; write the records again") from error
+    shown = crop.points(points[numbers])
+    if rng.random() < config.body_only:
+        for group in (FACE, LEFT_HAND, RIGHT_HAND):
+            shown[:, group, 2] = 0
     return {
         "reference": pictures[0],
         "frames": pictures[1:],
-        "keypoints": crop.points(points[numbers]),
+        "keypoints": shown,
         "first": int(numbers[0]),
     }
 

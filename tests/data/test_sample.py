@@ -82,6 +82,22 @@ def test_frames_and_keypoints_are_those_that_were_chosen(record):
     assert len(seen) > 2
 
 
+def test_skeletons_without_face_and_hands(record):
+    """Nothing else differs; the points keep their places."""
+    seen = {**record, "keypoints": record["keypoints"].copy()}
+    seen["keypoints"][..., 2] = 1
+    whole, body = (
+        make_sample(seen, dataclasses.replace(PICTURES, body_only=p), np.random.default_rng(2))
+        for p in (0.0, 1.0)
+    )
+    assert (whole["keypoints"][..., 2] == 1).all()
+    assert (body["keypoints"][:, : sk.FACE_START, 2] == 1).all()
+    assert (body["keypoints"][:, sk.FACE_START :, 2] == 0).all()
+    np.testing.assert_array_equal(body["keypoints"][..., :2], whole["keypoints"][..., :2])
+    np.testing.assert_array_equal(body["frames"], whole["frames"])
+    assert (seen["keypoints"][..., 2] == 1).all()
+
+
 def test_damaged_records_are_named(record):
     rng = np.random.default_rng(0)
     damaged = {**record, "clip": record["clip"][:500]}
