@@ -33,11 +33,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--model", default=BUNDLED)
+    parser.add_argument("--pairs", type=int, default=2 * MOTIONS, help="the first so many")
     options = parser.parse_args()
-    compare(options.directory, {"model": (options.model, "model")}, SIZE)
+    compare(options.directory, {"model": (options.model, "model")}, SIZE, options.pairs)
 
 
-def compare(directory: Path, models: dict[str, tuple[str, str]], side: int):
+def compare(
+    directory: Path, models: dict[str, tuple[str, str]], side: int, pairs: int = 2 * MOTIONS
+):
     """Evaluates models {name: (model directory, label)} and the baselines on side x side pixels,
     prints the table, and writes it and the sheet."""
     held_out = directory / "held_out"
@@ -46,7 +49,7 @@ def compare(directory: Path, models: dict[str, tuple[str, str]], side: int):
     ways = {name: (["--model", model], label) for name, (model, label) in models.items()}
     ways |= {name: (["--baseline", name], label) for name, label in BASELINES.items()}
     reports = {
-        label: evaluated(name, how, directory, held_out, side)
+        label: evaluated(name, [*how, "--pairs", pairs], directory, held_out, side)
         for name, (how, label) in ways.items()
     }
     (directory / "table.md").write_text(table(reports), encoding="utf-8")
