@@ -26,6 +26,7 @@ _GROUP_BYTES = 256 << 20
 # A device that loads a part of an array reads whole chunks of it.
 _CHUNK_BYTES = 8 << 20
 _CONCURRENT_GB = 1
+_COMMITTED = "commit_success.txt"  # Orbax's mark that all is written
 _DAMAGE = (OSError, ValueError, KeyError)
 
 Path = tuple[str, ...]
@@ -90,6 +91,9 @@ def save_item(path: str | os.PathLike, tree: Mapping) -> None:
     arguments = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
     with _quiet(), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(epath.Path(path), args=ocp.args.PyTreeSave(tree, arguments))
+    marker = epath.Path(path) / _COMMITTED
+    if jax.process_index() == 0 and marker.exists():
+        marker.write_text("committed\n")  # Orbax's words name a directory of the writer's machine
 
 
 def item_leaves(path: epath.Path) -> dict[Path, jax.ShapeDtypeStruct]:

@@ -71,6 +71,12 @@ def test_motion_modules_lie_apart_from_the_unet(saved):
     assert all("motion_modules_" in "/".join(path) for path in stored["motion_modules"])
 
 
+def test_no_file_names_a_directory_of_the_machine_that_wrote_it(saved):
+    files = [file for file in Path(saved).rglob("*") if file.is_file()]
+    told = [file for file in files if os.fsencode(saved.parent) in file.read_bytes()]
+    assert len(files) > 20 and not told
+
+
 def test_components_are_chosen_and_cast(saved, params):
     _, loaded = load_model(saved, components=("pose_guider", "image_encoder"), dtype="bfloat16")
     assert set(loaded) == {"pose_guider", "image_encoder"}
