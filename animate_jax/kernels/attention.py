@@ -122,6 +122,7 @@ def _attend_clip(query, key, value, reference, has_reference, query_block=None):
         if reference is not None:
             reference_scores = jnp.where(has_reference, _scores(query, reference[0]), -jnp.inf)
             top = jnp.maximum(top, reference_scores.max(-1, keepdims=True))
+        top = jax.lax.stop_gradient(top)  # it cancels, and its gradient would cost as much again
         weights = jnp.exp(scores - top)
         total = weights.sum(-1)
         out = _weigh(weights, value)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from small_model import small_model
 
+from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.unet import UNet, grid_positions
 
 
@@ -37,7 +38,7 @@ def test_they_are_added_to_the_first_features():
         )
         return run(params)[1]
 
-    params = plain.init(jax.random.key(0), latents, timesteps, tokens, method="bind_and_call")
+    params = {"params": AnimateAnyone(small_model()).init(0, ("reference_unet",))["reference_unet"]}
     positions = grid_positions(4, 6, config.block_out_channels[0])[None, None]
     expected, found = features(plain, params, positions), features(placed, params, None)
     without = features(plain, params, None)
