@@ -180,6 +180,8 @@ def _model_config(config) -> ModelConfig:
             raise UserError(
                 f"config.model differs from the model in {config.init_from}; remove one of the two"
             )
+        elif given is not None:
+            model = dataclasses.replace(model, guidance=given.guidance)
     elif given is None:
         raise UserError(
             "there is nothing to start from; add --config.init_from=MODEL, which"
@@ -210,9 +212,10 @@ def _with_components(given: ModelConfig | None, stored: ModelConfig, names) -> M
 
 
 def _sizes(model: ModelConfig) -> ModelConfig:
-    """The model without what stages change: motion modules, and the measured scale of latents."""
+    """The model without what stages change: motion modules, the measured scale of latents, and the
+    guidance that it asks for."""
     autoencoder = dataclasses.replace(model.autoencoder, scaling_factor=1.0)
-    return dataclasses.replace(without_motion(model), autoencoder=autoencoder)
+    return dataclasses.replace(without_motion(model), autoencoder=autoencoder, guidance=1.0)
 
 
 def _motion(config, model, given) -> MotionConfig:

@@ -91,6 +91,13 @@ def test_stage_2_moves_motion_modules_only(first_stage, records, tmp_path):
     AnimateAnyonePipeline.from_pretrained(tmp_path / "model")
 
 
+def test_a_model_of_the_same_sizes_may_ask_for_another_guidance(first_stage):
+    config = load_config("tests/small_stage1.py", [f"init_from={first_stage}"])
+    config.model = to_dict(dataclasses.replace(small_model(), guidance=1.25))
+    stage = make_stage(config, make_mesh({"data": 1}, jax.devices()[:1]))
+    assert stage.model.config.guidance == 1.25 != small_model().guidance
+
+
 def test_components_are_taken_and_the_rest_is_drawn(first_stage, tmp_path):
     """The autoencoder of one model, for another whose denoiser is of another kind."""
     other = small_model()
