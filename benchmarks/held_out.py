@@ -4,9 +4,9 @@
 
 draws 32 motions, each by two characters, and compares on 64 pairs: 32 characters with their own
 motion, and 32 with the skeleton of another body, retargeted to theirs. The reference is a clip's
-first frame; asked for are 16 frames from the 25th on, when most characters have moved. Evaluates the
-model (the bundled one) and the two baselines, and writes DIR/table.md and DIR/sheet.png. What is
-there already is not made again.
+first frame; asked for are 16 frames from the 25th on, when most characters have moved. Evaluates
+the model (the bundled one) and the two baselines, and writes DIR/table.md and DIR/sheet.png. What
+is there already is not made again.
 """
 
 import argparse
