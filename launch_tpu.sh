@@ -201,8 +201,8 @@ if_set_up() {
   on_worker "$@"
 }
 
-# Every worker answers with one line. They are counted, because gcloud skips a slice that it cannot
-# reach with no more than a warning.
+# Every worker answers with one line, the quickest first. They are counted, because gcloud skips a
+# slice that it cannot reach with no more than a warning, and put in order.
 everywhere() { # COMMAND for the shell of every worker
   local answers status=0
   [ -n "$workers" ] || find_nodes || return
@@ -214,7 +214,7 @@ everywhere() { # COMMAND for the shell of every worker
     say "launch_tpu.sh: not all of the $workers workers of $name answered"
     return 1
   }
-  printf '%s\n' "$answers"
+  printf '%s\n' "$answers" | sort -V
 }
 
 find_resource() { # sets $resource: gcloud's state, or MISSING

@@ -37,7 +37,7 @@ def main():
     models = {}
     for name in options.only:
         workdir = trained(name, options.directory, records, options.model)
-        models[name] = workdir / "model", MODELS[name]
+        models[name] = ["--model", workdir / "model"], MODELS[name]
     compare(options.directory, models, config.data.width)
 
 

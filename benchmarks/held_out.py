@@ -5,8 +5,9 @@
 draws 32 motions, each by two characters, and compares on 64 pairs: 32 characters with their own
 motion, and 32 with the skeleton of another body, retargeted to theirs. The reference is a clip's
 first frame; asked for are 16 frames from the 25th on, when most characters have moved. Evaluates
-the model (the bundled one) and the two baselines, and writes DIR/table.md and DIR/sheet.png. What
-is there already is not made again.
+the model (the bundled one), what limits it (its autoencoder on the truth; one step from noise,
+where it has nothing but the reference and the skeleton to go by) and the two baselines, and writes
+DIR/table.md and DIR/sheet.png. What is there already is not made again.
 """
 
 import argparse
@@ -36,19 +37,24 @@ def main():
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--pairs", type=int, default=2 * MOTIONS, help="the first so many")
     options = parser.parse_args()
-    compare(options.directory, {"model": (options.model, "model")}, SIZE, options.pairs)
+    model = ["--model", options.model]
+    ways = {
+        "model": (model, "model"),
+        "one_step": ([*model, "--steps", 1, "--guidance", 1], "model, one step"),
+        "autoencoder": ([*model, "--autoencoder-only"], "autoencoder alone"),
+    }
+    compare(options.directory, ways, SIZE, options.pairs)
 
 
 def compare(
-    directory: Path, models: dict[str, tuple[str, str]], side: int, pairs: int = 2 * MOTIONS
+    directory: Path, ways: dict[str, tuple[list, str]], side: int, pairs: int = 2 * MOTIONS
 ):
-    """Evaluates models {name: (model directory, label)} and the baselines on side x side pixels,
-    prints the table, and writes it and the sheet."""
+    """Evaluates ways {name: (options of `animate-jax evaluate`, label)} and the baselines on
+    side x side pixels, prints the table, and writes it and the sheet."""
     held_out = directory / "held_out"
     if not (held_out / "pairs.json").exists():
         write_held_out(held_out)
-    ways = {name: (["--model", model], label) for name, (model, label) in models.items()}
-    ways |= {name: (["--baseline", name], label) for name, label in BASELINES.items()}
+    ways = ways | {name: (["--baseline", name], label) for name, label in BASELINES.items()}
     reports = {
         label: evaluated(name, [*how, "--pairs", pairs], directory, held_out, side)
         for name, (how, label) in ways.items()
@@ -82,7 +88,7 @@ def _pair(kind, character, driving):
 
 
 def evaluated(name: str, how: list, directory: Path, held_out: Path, side: int) -> dict:
-    """The report DIR/name.json of a model or baseline, made now unless it is there."""
+    """The report DIR/name.json of a way, made now unless it is there."""
     report = directory / f"{name}.json"
     if not report.exists():
         told = ["--data", held_out / "puppets", "--split", "all"]

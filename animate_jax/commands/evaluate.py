@@ -43,8 +43,9 @@ BASELINE_MULTIPLE = 8  # of which sizes are, as those of most models
 PICTURES_FPS = 8.0
 # Of a video and its truth: what tells it, both clips, the character's pixels, and what is shown.
 Case = tuple[dict, np.ndarray, np.ndarray, np.ndarray | None, list[np.ndarray]]
-# (reference picture, its keypoints, keypoints of the frames, seed) to frames, uint8.
-Generator = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+# (reference picture, its keypoints, keypoints of the frames, seed, truth) to frames, uint8. Only
+# what measures the autoencoder looks at the truth.
+Generator = Callable[[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray], np.ndarray]
 
 
 def evaluate(options) -> None:
@@ -94,6 +95,8 @@ def _check_mode(options):
         raise UserError("give one of --model, --baseline, and --predicted with --truth")
     if bool(options.data) == bool(options.predicted):
         raise UserError("--model and --baseline need --data, --predicted takes none")
+    if options.autoencoder_only and not options.model:
+        raise UserError("--autoencoder-only needs --model, whose autoencoder is measured")
     if options.cross and options.pairs_file:
         raise UserError("--cross makes pairs of its own; leave --pairs-file out")
     if not 0 <= options.seed < 2**32:
@@ -206,15 +209,21 @@ def _size(options, clip: Entry, config) -> tuple[int, int]:
 def _generator(options, config, size) -> tuple[Generator, dict]:
     """What makes frames, and what a report says of it."""
     if options.baseline == "copy":
-        return lambda picture, _, points, __: copy_reference(picture, len(points)), {
+        return lambda picture, _, points, *__: copy_reference(picture, len(points)), {
             "baseline": "copy"
         }
     if options.baseline == "warp":
-        return lambda picture, own, points, _: warp_reference(picture, own, points), {
+        return lambda picture, own, points, *_: warp_reference(picture, own, points), {
             "baseline": "warp"
         }
     print(f"loading {options.model}")
     pipeline = AnimateAnyonePipeline.from_pretrained(options.model, options.dtype)
+    told = {"model": str(options.model), "dtype": pipeline.model.dtype.name}
+    told["resolution"] = config.resolution
+    if options.autoencoder_only:
+        return lambda *given: _to_bytes(pipeline.reconstruct(given[-1])), told | {
+            "autoencoder_only": True
+        }
     sampling = {
         "steps": options.steps,
         "guidance": config.guidance if options.guidance is None else options.guidance,
@@ -225,12 +234,14 @@ def _generator(options, config, size) -> tuple[Generator, dict]:
         pipeline, width=size[0], height=size[1], progress=False, **sampling
     )
 
-    def frames(picture, _, points, seed):
-        video = generate(picture, points, seed=seed)
-        return np.round(video * 255).astype(np.uint8)
+    def frames(picture, _, points, seed, __):
+        return _to_bytes(generate(picture, points, seed=seed))
 
-    told = {"model": str(options.model), "dtype": pipeline.model.dtype.name, **sampling}
-    return frames, told | {"resolution": config.resolution}
+    return frames, told | sampling
+
+
+def _to_bytes(video: np.ndarray) -> np.ndarray:
+    return np.round(video * 255).astype(np.uint8)
 
 
 def _case(pair: Pair, clips, size, generate: Generator, seed: int, options) -> Case:
@@ -243,7 +254,7 @@ def _case(pair: Pair, clips, size, generate: Generator, seed: int, options) -> C
         points = clip_frames(records[pair.driving], pair.numbers, size)[1]
         sizes = dict.fromkeys(("driving_size", "target_size", "reference_size"), size)
         points = retarget(points, own, options.retarget, **sizes)
-    predicted = generate(reference, own, points, seed)
+    predicted = generate(reference, own, points, seed, truth)
     shown = []
     if options.pictures:
         shown = [reference, np.asarray(draw_skeletons(points, size[1], size[0]))]

@@ -122,6 +122,26 @@ class AnimateAnyonePipeline:
             latents = sample(self.model, denoiser, video, progress=progress)
             return _in_chunks(decode, latents, chunk, "decoding", progress)
 
+    def reconstruct(self, frames: np.ndarray) -> np.ndarray:
+        """Pictures (frames, height, width, 3), uint8 or float in [0, 1], encoded and decoded again
+        -> float32 in [0, 1]: what the autoencoder keeps of them, and so the limit of any video.
+
+        Raises UserError for sizes that do not fit the autoencoder.
+        """
+        frames = _unit_range(np.asarray(frames), "frames")
+        height, width = frames.shape[1:3]
+        multiple = self.model.config.autoencoder.downscale
+        if height % multiple or width % multiple:
+            raise UserError(f"{width}x{height} pixels: both have to be divisible by {multiple}")
+
+        def reconstruct(part):
+            part = part / np.float32(255) if part.dtype == np.uint8 else part
+            return _reconstruct(self.model, self.params["autoencoder"], part)
+
+        chunk = max(1, min(CHUNK_PIXELS // (width * height), len(frames)))
+        with jax.default_matmul_precision(self._precision):
+            return _in_chunks(reconstruct, frames, chunk, "autoencoder", progress=False)
+
     @property
     def _precision(self):
         # Accelerators multiply float32 in lower precision unless told not to.
@@ -226,6 +246,12 @@ def _encode_pose(model, params, skeletons):
 @functools.partial(jax.jit, static_argnames="model")
 def _decode(model, params, latents):
     return model.decode_latents({"autoencoder": params}, latents)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _reconstruct(model, params, pictures):
+    params = {"autoencoder": params}
+    return model.decode_latents(params, model.encode_latents(params, 2 * pictures - 1))
 
 
 def _in_chunks(function, frames, size, description, progress) -> np.ndarray:

@@ -22,7 +22,7 @@ from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.pose.retarget import retarget
 from animate_jax.video.reading import probe_video
 from animate_jax.video.writing import write_video
-from animate_jax.weights.model_directory import save_model
+from animate_jax.weights.model_directory import load_model, save_model
 
 
 def evaluate(out, *options):
@@ -77,6 +77,22 @@ def test_a_model_driven_by_others(model, puppets, tmp_path, capsys):
         _, again = evaluate(tmp_path / f"{seed}.json", *options, "--seed", seed)
         assert (again["means"]["l1"] == report["means"]["l1"]) is same
         assert "per_frame" not in again["clips"][0]
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_autoencoder_alone(model, puppets, tmp_path):
+    options = "--model", model, "--data", puppets, "--autoencoder-only", "--frames", 2
+    code, report = evaluate(tmp_path / "report.json", *options, "--pairs", 1)
+    assert code == 0 and report["settings"]["autoencoder_only"]
+    assert "steps" not in report["settings"]
+    config, params = load_model(model, components=("autoencoder",))
+    module, (clip,) = AnimateAnyone(config), [*open_clips(puppets, "validation").values()][:1]
+    truth, _ = clip_frames(clip.load(), [1, 2], (32, 40))
+    latents = module.encode_latents(params, jnp.float32(truth) / 127.5 - 1)
+    decoded = np.round(255 * np.asarray(module.decode_latents(params, latents)))
+    assert np.ptp(decoded) > 20  # there is something to see
+    error = np.square((decoded - truth) / 255).mean((1, 2, 3))
+    assert abs(report["clips"][0]["psnr"] - np.mean(-10 * np.log10(error))) < 0.01
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +250,7 @@ def test_bad_options_are_one_line_and_leave_nothing(puppets, tmp_path, capsys):
         ((*copy, *data, "--networks", tmp_path / "none"), "no such directory"),
         ((*copy, *data, "--pairs-file", tmp_path / "none"), "cannot be read"),
         ((*copy, *data, "--seed", -1), "--seed is -1"),
+        ((*copy, *data, "--autoencoder-only"), "--autoencoder-only needs --model"),
     ]
     for options, message in cases:
         code, report = evaluate(tmp_path / "out" / "no.json", *options)
