@@ -22,6 +22,8 @@ HEARTBEAT_SECONDS = 30  # after which a process that does not answer counts as g
 
 def train(options) -> None:
     """Runs `animate-jax train`; options as its parser gives them."""
+    if options.config and options.write_model:
+        raise UserError("--write-model takes the config that the training has; leave out --config")
     if options.config:
         config = load_config(options.config, options.overrides)
     else:

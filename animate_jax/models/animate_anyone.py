@@ -90,18 +90,20 @@ class AnimateAnyone:
         latents = posterior[0] if keys is None else _sample_posterior(*posterior, keys)
         return latents * self.config.autoencoder.scaling_factor
 
-    def reconstruct(self, params, pictures: jax.Array, keys: jax.Array):
+    def encode(self, params, pictures: jax.Array, keys: jax.Array):
         """Pictures (B, H, W, 3) in [-1, 1] and keys (B,) -> the posterior's mean and log-variance
-        (B, h, w, C) unscaled, and the pictures decoded from a sample of it, not clipped."""
+        and a sample of it, (B, h, w, C) each, unscaled."""
         mean, log_variance = self._apply("autoencoder", params, pictures, method="encode")
-        latents = _sample_posterior(mean, log_variance, keys)
-        return mean, log_variance, self._apply("autoencoder", params, latents, method="decode")
+        return mean, log_variance, _sample_posterior(mean, log_variance, keys)
+
+    def decode(self, params, latents: jax.Array) -> jax.Array:
+        """Unscaled latents (B, h, w, C) -> pictures (B, H, W, 3) in about [-1, 1], not clipped."""
+        return self._apply("autoencoder", params, latents, method="decode")
 
     def decode_latents(self, params, latents: jax.Array) -> jax.Array:
         """Scaled latents (B, h, w, C) -> pictures (B, H, W, 3) float32 in [0, 1]."""
         latents = latents / self.config.autoencoder.scaling_factor
-        pictures = self._apply("autoencoder", params, latents, method="decode")
-        return jnp.clip(pictures / 2 + 0.5, 0, 1)
+        return jnp.clip(self.decode(params, latents) / 2 + 0.5, 0, 1)
 
     def encode_pose(self, params, skeletons: jax.Array) -> jax.Array:
         """Drawn skeletons (B, F, H, W, 3) in [0, 1] -> pose features (B, F, h, w, channels)."""

@@ -191,28 +191,61 @@ class ReconstructionLoss:
     """Of the autoencoder: mean absolute error, plus `squared_weight` times the mean squared one,
     which learns colours soonest, plus `gradient_weight` times the absolute error of differences
     between neighbouring pixels, which keeps edges, plus `kl_weight` times the posterior's distance
-    from a unit Gaussian per latent value (arXiv 2112.10752, appendix G)."""
+    from a unit Gaussian per latent value (arXiv 2112.10752, appendix G).
+
+    Two terms make latents that are easier to denoise: `scale_weight` counts the error of what
+    latents of half the size decode to, against the picture of half the size (arXiv 2502.09509), and
+    `latent_noise` adds noise to what is decoded (arXiv 2510.11690), its standard deviation that of
+    the picture's latents times this times |n|, n normal."""
 
     squared_weight: float = 0.0
     gradient_weight: float = 1.0
     kl_weight: float = 1e-6
+    scale_weight: float = 0.0
+    latent_noise: float = 0.0
 
 
 def reconstruction_loss(
     model: AnimateAnyone, params, pictures: jax.Array, keys: jax.Array, options: ReconstructionLoss
 ) -> jax.Array:
     """Pictures (B, H, W, 3) in [-1, 1] and keys (B,) -> losses (B,) float32."""
-    mean, log_variance, decoded = model.reconstruct(params, pictures, keys)
 
     def mean_of(x):
         return jnp.mean(x, axis=(1, 2, 3))
 
-    error = decoded - pictures
-    loss = mean_of(jnp.abs(error)) + options.squared_weight * mean_of(error**2)
-    for axis in (1, 2):
-        loss += options.gradient_weight * mean_of(jnp.abs(jnp.diff(error, axis=axis)))
+    def decoded_error(latents, pictures):
+        error = model.decode(params, latents) - pictures
+        loss = mean_of(jnp.abs(error)) + options.squared_weight * mean_of(error**2)
+        for axis in (1, 2):
+            loss += options.gradient_weight * mean_of(jnp.abs(jnp.diff(error, axis=axis)))
+        return loss
+
+    mean, log_variance, latents = model.encode(params, pictures, keys)
+    if options.latent_noise:
+        latents += options.latent_noise * _noise_like(mean, keys)
+    loss = decoded_error(latents, pictures)
+    if options.scale_weight:
+        loss += options.scale_weight * decoded_error(_halved(latents), _halved(pictures))
     divergence = 0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance)
     return loss + options.kl_weight * mean_of(divergence)
+
+
+def _noise_like(latents, keys):
+    """Noise (B, h, w, C) with the standard deviation of each picture's latents times |n|."""
+
+    def one(latents, key):
+        values, strength = jax.random.split(jax.random.fold_in(key, 1))
+        scale = jax.lax.stop_gradient(jnp.std(latents)) * jnp.abs(jax.random.normal(strength))
+        return scale * jax.random.normal(values, latents.shape)
+
+    return jax.vmap(one)(latents, keys)
+
+
+def _halved(x):
+    """(B, H, W, C) -> (B, H // 2, W // 2, C): means of 2 x 2."""
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def batch_loss(model, params, batch, keys, options, shards: int, size: int) -> jax.Array:

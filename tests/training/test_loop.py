@@ -179,3 +179,5 @@ def test_the_command_line_tells_how_a_run_ended(tmp_path, capsys):
     assert "add --config CONFIG to begin" in capsys.readouterr().err
     assert main(["train", "--workdir", str(tmp_path), "--config", CONFIG, "--process", "0"]) == 2
     assert "go together" in capsys.readouterr().err
+    assert main(["train", "--workdir", str(tmp_path), "--config", CONFIG, "--write-model"]) == 2
+    assert "leave out --config" in capsys.readouterr().err

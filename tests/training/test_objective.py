@@ -6,6 +6,7 @@ import pytest
 from small_model import small_model
 
 from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.training import objective
 from animate_jax.training.objective import ReconstructionLoss, reconstruction_loss
 
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
@@ -24,7 +25,8 @@ def params(model):
 @pytest.fixture(scope="module")
 def outputs(model, params):
     keys = jax.random.split(jax.random.key(1), 2)
-    return jax.device_get(jax.jit(model.reconstruct)(params, PICTURES, keys))
+    mean, log_variance, latents = jax.jit(model.encode)(params, PICTURES, keys)
+    return jax.device_get((mean, log_variance, latents, jax.jit(model.decode)(params, latents)))
 
 
 def losses(model, params, **weights):
@@ -35,7 +37,7 @@ def losses(model, params, **weights):
 
 
 def test_every_term_counts_with_its_weight(model, params, outputs):
-    mean, log_variance, decoded = outputs
+    mean, log_variance, latents, decoded = outputs
     error = decoded - PICTURES
     axes = (1, 2, 3)
     expected = {
@@ -49,11 +51,33 @@ def test_every_term_counts_with_its_weight(model, params, outputs):
         got = losses(model, params, **{name: 3.0}) - absolute
         np.testing.assert_allclose(got, 3 * term, rtol=1e-4, err_msg=name)
 
+    def halved(x):
+        return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+
+    error = jax.jit(model.decode)(params, halved(latents)) - halved(PICTURES)
+    term = np.abs(error).mean(axes) + 2 * (error**2).mean(axes)
+    got = losses(model, params, squared_weight=2.0, scale_weight=3.0)
+    np.testing.assert_allclose(got - losses(model, params, squared_weight=2.0), 3 * term, rtol=1e-4)
+
+
+def test_noise_of_latents_is_in_proportion(model, params, outputs):
+    """What is decoded varies by the noise; its strength differs between pictures and has the mean
+    square asked for, in standard deviations of the picture's latents."""
+    mean, _, latents, _ = outputs
+    noise = jax.jit(objective._noise_like)
+    many = [noise(mean, jax.random.split(jax.random.key(n), 2)) for n in range(400)]
+    ratio = np.std(many, axis=(2, 3, 4)) / mean.std((1, 2, 3))
+    assert abs(np.mean(ratio**2) - 1) < 0.2 and ratio.min() < 0.05 and ratio.max() > 2
+    keys = jax.random.split(jax.random.key(1), 2)
+    decoded = jax.jit(model.decode)(params, latents + 2 * noise(mean, keys))
+    expected = np.abs(decoded - PICTURES).mean((1, 2, 3))
+    np.testing.assert_allclose(losses(model, params, latent_noise=2.0), expected, rtol=1e-5)
+
 
 def test_latents_begin_quiet(model, params, outputs):
     """Half of the bias is of means and stays zero, half of log-variances: a noise of exp(-3)."""
     bias = params["autoencoder"]["quant_conv"]["bias"]
     channels = model.config.autoencoder.latent_channels
     np.testing.assert_array_equal(bias, [0] * channels + [-6] * channels)
-    mean, log_variance, _ = outputs
+    mean, log_variance, _, _ = outputs
     assert np.exp(log_variance.mean() / 2) < 0.25 * mean.std()
