@@ -310,7 +310,7 @@ def _add_evaluate(command):
     add("--model", metavar="DIR", help="a model directory, local or gs://")
     add("--baseline", choices=["copy", "warp"], help="reference held still; its limbs moved")
     add("--autoencoder-only", action="store_true", help="the truth, encoded and decoded by"
-        " the model: the limit of its videos")  # fmt: skip
+        " the model: what a denoiser without error would make")  # fmt: skip
     add("--data", metavar="DIR", help="records, or a clip directory, that hold the truth")
     add("--predicted", metavar="DIR", help="videos or folders of pictures that somebody made")
     add("--truth", metavar="DIR", help="the same names, as they should be")

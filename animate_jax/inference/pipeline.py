@@ -124,7 +124,7 @@ class AnimateAnyonePipeline:
 
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
         """Pictures (frames, height, width, 3), uint8 or float in [0, 1], encoded and decoded again
-        -> float32 in [0, 1]: what the autoencoder keeps of them, and so the limit of any video.
+        -> float32 in [0, 1]: what the autoencoder keeps of them.
 
         Raises UserError for sizes that do not fit the autoencoder.
         """

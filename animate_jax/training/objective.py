@@ -193,8 +193,8 @@ class ReconstructionLoss:
     between neighbouring pixels, which keeps edges, plus `kl_weight` times the posterior's distance
     from a unit Gaussian per latent value (arXiv 2112.10752, appendix G).
 
-    Two terms make latents that are easier to denoise: `scale_weight` counts the error of what
-    latents of half the size decode to, against the picture of half the size (arXiv 2502.09509), and
+    Two terms are for the sake of the denoiser: `scale_weight` counts the error of what latents of
+    half the size decode to, against the picture of half the size (arXiv 2502.09509), and
     `latent_noise` adds noise to what is decoded (arXiv 2510.11690), its standard deviation that of
     the picture's latents times this times |n|, n normal."""
 
