@@ -10,17 +10,12 @@ import sys
 
 from animate_jax.commands.run import Help, run
 from animate_jax.errors import UserError
-from animate_jax.memory import keep_freed_memory
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    if arguments is None:  # the process is ours
-        arguments = sys.argv[1:]
-        if arguments[:1] in (["animate"], ["evaluate"], ["train"]):
-            keep_freed_memory()
     parser = make_parser()
-    arguments, overrides = list(arguments), []
+    arguments, overrides = list(sys.argv[1:] if arguments is None else arguments), []
     if any(argument.startswith("--config.") for argument in arguments):
         from animate_jax.training.config import split_overrides
 
