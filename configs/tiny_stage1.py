@@ -33,8 +33,8 @@ def get_config():
 
 
 def every_timestep(config):
-    """One weight for all timesteps: without Stable Diffusion's knowledge, all that a character
-    looks like and does has to be learnt where the noise is strongest, which others play down."""
+    """One weight for all timesteps, and no offset of the noise: without Stable Diffusion's
+    knowledge the fine details, of which little noise is left, have to be learnt too."""
     config.loss.min_snr_gamma = config.loss.noise_offset = 0.0
 
 

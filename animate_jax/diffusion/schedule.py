@@ -103,20 +103,21 @@ def prediction_target(schedule: NoiseSchedule, x: jax.Array, noise: jax.Array, t
 
 
 def min_snr_weights(schedule: NoiseSchedule, timesteps: jax.Array, gamma: float = 5.0) -> jax.Array:
-    """Loss weights min(SNR, gamma) / SNR, with SNR + 1 below for v; float32 like `timesteps`.
+    """Loss weights min(SNR, gamma) / SNR, of SNR + 1 for v; float32 like `timesteps`.
 
-    For a predicted sample the weight is min(SNR, gamma) itself.
+    For a predicted sample the weight is min(SNR, gamma) itself. For v it is
+    min(SNR + 1, gamma) / (SNR + 1), as the public reproduction trains: 1 wherever noise prevails.
+    The paper's min(SNR, gamma) / (SNR + 1) would be 0 where no signal is left, which is where
+    sampling begins and everything has to come from reference and motion.
     """
     alphas = alphas_cumprod(schedule)
     with np.errstate(divide="ignore"):
         snr = alphas / (1 - alphas)
-    clipped = np.minimum(snr, gamma)
-    if schedule.prediction == "v":
-        weights = clipped / (snr + 1)
-    elif schedule.prediction == "epsilon":
-        weights = clipped / snr
+    if schedule.prediction == "sample":
+        weights = np.minimum(snr, gamma)
     else:
-        weights = clipped
+        ratio = snr + 1 if schedule.prediction == "v" else snr
+        weights = np.minimum(ratio, gamma) / ratio
     return jnp.asarray(weights, jnp.float32)[timesteps]
 
 

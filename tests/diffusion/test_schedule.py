@@ -161,13 +161,17 @@ def test_min_snr_weights():
         schedule = NoiseSchedule(prediction=prediction, zero_terminal_snr=prediction != "epsilon")
         alphas = schedules.alphas_cumprod(schedule)
         snr = alphas / (1 - alphas)
-        divisor = {"v": snr + 1, "epsilon": snr, "sample": 1}[prediction]
-        expected = np.minimum(snr, 5) / divisor
+        expected = {
+            "v": np.minimum(1, 5 / (snr + 1)),
+            "epsilon": np.minimum(1, 5 / np.maximum(snr, 1e-30)),
+            "sample": np.minimum(snr, 5),
+        }[prediction]
         np.testing.assert_allclose(
             schedules.min_snr_weights(schedule, t), expected, rtol=1e-6, atol=1e-9
         )
     weights = schedules.min_snr_weights(NoiseSchedule(), t)
-    assert weights[-1] == 0  # no signal: v is then the clean sample, which nothing can tell
+    assert (weights[250:] == 1).all()  # where sampling begins nothing is played down
+    assert weights[0] < 0.01
 
 
 def test_offset_noise():

@@ -76,7 +76,7 @@ def torch_loss(model, example, draws):
     prediction = denoise(model, noisy, timesteps, tokens, pose)
     alphas = scheduler.alphas_cumprod.double()[timesteps]
     ratio = alphas / (1 - alphas)
-    weights = torch.minimum(ratio, torch.tensor(GAMMA)) / (ratio + 1)
+    weights = torch.minimum(ratio + 1, torch.tensor(GAMMA)) / (ratio + 1)
     return (((prediction - target) ** 2).mean((1, 2, 3, 4)) * weights).mean()
 
 
