@@ -21,6 +21,16 @@ def resize(picture: np.ndarray, width: int, height: int, resample: str) -> np.nd
     return np.asarray(Image.fromarray(picture).resize((width, height), FILTERS[resample]))
 
 
+def fit_on_black(picture: np.ndarray, width: int, height: int, resample: str) -> np.ndarray:
+    """uint8 (H, W, 3) as large as (height, width, 3) holds it, in the middle of black."""
+    scale = min(width / picture.shape[1], height / picture.shape[0])
+    size = [max(1, round(side * scale)) for side in picture.shape[:2]]
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[top : top + size[0], left : left + size[1]] = resize(picture, *size[::-1], resample)
+    return canvas
+
+
 def image_encoder_pixels(
     picture: np.ndarray, config: ImageEncoderConfig, resample: str
 ) -> np.ndarray:
