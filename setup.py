@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PLAN = ['libtpu; sys_platform == "linux"']  # the TPU compiler
+GCS = ["etils[epath-gcs]"]  # gs:// paths
 # What reads records and writes logs; making records needs it too.
 TRAIN = [
     "absl-py",
@@ -42,7 +43,8 @@ setup(
         "transformers>=4.50",
     ],
     extras_require={
-        "tpu": ["jax[tpu]", "etils[epath-gcs]"],
+        "tpu": ["jax[tpu]", *GCS],
+        "gcs": GCS,
         "cuda": ["jax[cuda12]"],
         "plan": PLAN,
         "pose": ["ai-edge-litert>=2", "onnxruntime"],

@@ -12,7 +12,7 @@ import os
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from animate_jax.weights.model_directory import directory_path
+from animate_jax.files import directory_path
 
 LEAST_SECONDS = 1.0  # what compiles faster is not kept
 

@@ -1,8 +1,8 @@
-"""Files and directories that appear whole or not at all.
+"""Where files lie, and files and directories that appear whole or not at all.
 
-Both helpers hand out a temporary name beside the target, so that taking the target's place is a
-rename within one file system. Whatever ends the block early, an interrupt included, removes the
-temporary and leaves the target as it was.
+Both helpers for the latter hand out a temporary name beside the target, so that taking the
+target's place is a rename within one file system. Whatever ends the block early, an interrupt
+included, removes the temporary and leaves the target as it was.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from etils import epath
 
 from animate_jax.errors import UserError
 
@@ -75,6 +77,25 @@ def replacing_directory(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def cache_directory() -> Path:
+    """$ANIMATE_JAX_CACHE, else $XDG_CACHE_HOME/animate_jax, else ~/.cache/animate_jax."""
+    if own := os.environ.get("ANIMATE_JAX_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "animate_jax"
+
+
+def directory_path(path: str | os.PathLike) -> epath.Path:
+    """The absolute path that Orbax asks for; a bucket's is one already."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether a path is no bucket's, such as gs://bucket/folder."""
+    return "://" not in os.fspath(path)
 
 
 def _beside(path: Path, kind: str) -> Path:

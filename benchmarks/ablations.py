@@ -13,8 +13,9 @@ from pathlib import Path
 from held_out import animate_jax, compare
 
 from animate_jax.commands.train import puppet_records
+from animate_jax.files import directory_path
 from animate_jax.training.config import load_config
-from animate_jax.weights.model_directory import BUNDLED, directory_path
+from animate_jax.weights.model_directory import BUNDLED
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "ablations"
 MODELS = {

@@ -8,10 +8,33 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest  # noqa: E402
+from etils.epath.backend import fsspec_backend  # noqa: E402
+from fsspec.implementations.dirfs import DirFileSystem  # noqa: E402
+from fsspec.implementations.local import LocalFileSystem  # noqa: E402
 from media import pose2sim_videos  # noqa: E402
 
 from animate_jax.pose.estimate import load_estimator  # noqa: E402
 from animate_jax.pose.models import fetch_pose_models  # noqa: E402
+
+
+class LocalBucket(DirFileSystem):
+    """A folder that stands for gs://."""
+
+    def _join(self, path):
+        return super()._join(path.removeprefix("gs://") if isinstance(path, str) else path)
+
+
+@pytest.fixture
+def buckets(tmp_path, monkeypatch):
+    """The folder of all of gs://, which holds the bucket `bucket`."""
+    root = tmp_path / "buckets"
+    (root / "bucket").mkdir(parents=True)
+    local = LocalFileSystem()
+    remote = LocalBucket(os.fspath(root), local)
+    monkeypatch.setattr(
+        type(fsspec_backend), "fs", lambda _, path: remote if "://" in str(path) else local
+    )
+    return root
 
 
 @pytest.fixture(scope="session")

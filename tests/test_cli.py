@@ -243,6 +243,26 @@ def test_unexpected_errors_are_one_line_without_debug(monkeypatch, capsys):
         main(["inspect", "any", "--debug"])
 
 
+def test_a_missing_package_is_told_with_what_installs_it(monkeypatch, capsys):
+    import animate_jax.weights.inspect as inspect
+
+    errors = iter(
+        [
+            ModuleNotFoundError("No module named 'grain'", name="grain"),
+            ImportError("Please install gcsfs to access Google Storage"),
+            ImportError("No module named 'else'"),
+        ]
+    )
+
+    def fail(path):
+        raise next(errors)
+
+    monkeypatch.setattr(inspect, "describe_model", fail)
+    error_of(capsys, main(["inspect", "any"]), "grain is needed", "'animate-jax[train]'")
+    error_of(capsys, main(["inspect", "any"]), "gcsfs is needed", "'animate-jax[gcs]'")
+    assert main(["inspect", "any"]) == 1
+
+
 def test_the_program_starts_quickly_and_has_help():
     code = (
         "import sys; from animate_jax.cli import main\ntry: main(['--help'])\nexcept SystemExit: "

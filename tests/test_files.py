@@ -2,7 +2,7 @@
 
 import pytest
 
-from animate_jax.files import replacing, replacing_directory
+from animate_jax.files import cache_directory, replacing, replacing_directory
 
 
 def tree(folder):
@@ -43,3 +43,14 @@ def test_an_error_leaves_the_old_one_and_nothing_else(tmp_path, error):
         raise error
     assert tree(tmp_path) == {"a.txt": "old", "d/a": "old"}
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.txt", "d"]
+
+
+def test_cache_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("ANIMATE_JAX_CACHE", str(tmp_path / "own"))
+    assert cache_directory() == tmp_path / "own"
+    monkeypatch.delenv("ANIMATE_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
+    assert cache_directory() == tmp_path / "shared" / "animate_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_directory() == tmp_path / "home" / ".cache" / "animate_jax"

@@ -8,6 +8,8 @@ import warnings
 
 from animate_jax.errors import Terminated, UserError, UserNote
 
+EXTRAS = {"grain": "train", "tensorflow_datasets": "train", "gcsfs": "gcs"}  # who asks for which
+
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Tells the defaults that are worth telling."""
@@ -36,6 +38,12 @@ def run(options: argparse.Namespace, program: str) -> int:
             options.run(options)
     except UserError as error:
         return failed(error, f"error: {error}", 2)
+    except ImportError as error:
+        for package, extra in EXTRAS.items():
+            if package in str(error):
+                line = f"error: {package} is needed; install: pip install 'animate-jax[{extra}]'"
+                return failed(error, line, 2)
+        return failed(error, _unexpected(error), 1)
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         sys.stdout = None  # or Python complains once more when it ends
     except Terminated as end:
@@ -45,10 +53,13 @@ def run(options: argparse.Namespace, program: str) -> int:
         say("interrupted")
         return 130
     except Exception as error:
-        text = " ".join(str(error).split())
-        line = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
-        return failed(error, line, 1)
+        return failed(error, _unexpected(error), 1)
     return 0
+
+
+def _unexpected(error):
+    text = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
 
 
 def _show_notes(say):

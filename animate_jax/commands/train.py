@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import jax
@@ -10,12 +11,14 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from animate_jax.compiled import keep_compiled
+from animate_jax.data.records import INFO, NAME, VERSION
 from animate_jax.errors import UserError
+from animate_jax.files import directory_path, is_local
+from animate_jax.training.checkpoint import latest_step, stored_config
 from animate_jax.training.config import load_config, workdir_config
 from animate_jax.training.stages import MODEL
 from animate_jax.training.train import train as run_training
 from animate_jax.training.train import write_latest
-from animate_jax.weights.model_directory import directory_path
 
 HEARTBEAT_SECONDS = 30  # after which a process that does not answer counts as gone
 
@@ -54,29 +57,61 @@ def _train(config, config_path, workdir):
     if config.after and not config.init_from:
         earlier = Path(config_path).parent / config.after
         place = workdir / earlier.stem
-        if not (place / MODEL).exists():
-            data = [f"data.path={changes.get('data.path', config.data.path)}"]
-            _train(load_config(earlier, data), earlier, place)
+        if not _finished(place):
+            before = load_config(earlier)
+            data = {
+                "data.path": config.data.path,
+                "data.sets": config.data.sets,
+                "validation.path": config.validation.path,
+            }
+            with before.unlocked():
+                before.update_from_flattened_dict(data | changes)
+            _train(before, earlier, place)
         changes["init_from"] = str(place)
     with config.unlocked():
         config.update_from_flattened_dict(changes)
     run_training(config, workdir)
 
 
+def _finished(workdir: epath.Path) -> bool:
+    """Whether a stage was trained to its end; --write-model writes the models of others too."""
+    step = latest_step(workdir)
+    there = (workdir / MODEL).exists()
+    return there and (step is None or step >= stored_config(workdir)["steps"])
+
+
 def puppet_records(puppets: ConfigDict, workdir: epath.Path) -> epath.Path:
     """Records of drawn puppets, made in the workdir unless they are there already."""
-    from data_prep.puppets.generate import PuppetSet, generate
-    from data_prep.records import write_records
-
-    clips, records = workdir / "puppets", workdir / "records"
-    if jax.process_index() == 0 and not records.exists():
-        size, frames = puppets.size, puppets.frames
-        wanted = PuppetSet(puppets.clips, size, size, puppets.seed, frames=frames)
-        generate(wanted, clips, overwrite=True)
-        write_records(clips, records, validation=puppets.validation)
+    records = workdir / "records"
+    if jax.process_index() == 0 and not (records / NAME / VERSION / INFO).exists():
+        if is_local(workdir):
+            _draw(puppets, workdir)
+        else:
+            with tempfile.TemporaryDirectory() as place:
+                _draw(puppets, Path(place))
+                _send(Path(place) / "records", records)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("puppets")
     return records
+
+
+def _draw(puppets, place):
+    from data_prep.puppets.generate import PuppetSet, generate
+    from data_prep.records import write_records
+
+    size, frames = puppets.size, puppets.frames
+    wanted = PuppetSet(puppets.clips, size, size, puppets.seed, frames=frames)
+    generate(wanted, place / "puppets", overwrite=True)
+    write_records(place / "puppets", place / "records", validation=puppets.validation)
+
+
+def _send(source: Path, target: epath.Path):
+    """Copies a directory into a bucket; last what makes it a data set."""
+    files = [path for path in source.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda path: (path.name == INFO, path)):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        epath.Path(file).copy(place, overwrite=True)
 
 
 def _join(options):

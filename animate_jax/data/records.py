@@ -3,14 +3,23 @@
 They are a tensorflow-datasets data set in array_record shards; TensorFlow itself is not needed, and
 tensorflow-datasets is imported when the first record is read. Without this module:
 `tfds.builder_from_directory(".../animate_clips/1.0.0").as_data_source("train")`.
+
+array_record reads local files only. Records in a bucket are copied to this machine's disk first,
+once: every process of a pod reads from all of them.
 """
 
+import hashlib
 import json
 import os
+import shutil
 from itertools import accumulate
 from pathlib import Path
 
+from etils import epath
+from tqdm import tqdm
+
 from animate_jax.errors import UserError
+from animate_jax.files import cache_directory, is_local, replacing
 
 NAME, VERSION = "animate_clips", "1.0.0"
 INFO = "dataset_info.json"
@@ -79,10 +88,13 @@ def open_records(path: str | os.PathLike, split: str) -> RecordSource:
     """The records of a split, "train" or "validation".
 
     `path` is the directory of the version, or one above it that holds exactly one such data set: a
-    directory of records, of a build, of builds. Raises UserError when there is none or more than
-    one, when it has no such split, and when shards are missing.
+    directory of records, of a build, of builds; local or in a bucket (`gs://...`), see
+    `copied_records`. Raises UserError when there is none or more than one, when it has no such
+    split, and when shards are missing.
     """
-    directory = _find(Path(path))
+    directory = _find(Path(path) if is_local(path) else epath.Path(path))
+    if not is_local(directory):
+        directory = copied_records(directory)
     info = _read_info(directory / INFO)
     splits = {entry["name"]: entry for entry in info.get("splits", [])}
     if split not in splits:
@@ -99,6 +111,40 @@ def open_records(path: str | os.PathLike, split: str) -> RecordSource:
     return RecordSource(str(directory), split, shards, int(splits[split].get("numBytes", 0)))
 
 
+def copied_records(directory: epath.Path) -> Path:
+    """The copy of a bucket's data set in the cache directory, made now unless it is there.
+
+    Files of the right size are not copied again, so an interrupted copy goes on. Raises UserError
+    where the disk has no room for them.
+    """
+    names = sorted(file.name for file in directory.iterdir() if file.name)
+    sizes = {name: directory.joinpath(name).stat().length for name in names}
+    # Records that were written anew under the same name are others.
+    content = repr((os.fspath(directory), sizes, (directory / INFO).read_text()))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    copy = cache_directory() / "records" / digest / VERSION
+    missing = {
+        name: size
+        for name, size in sizes.items()
+        if not (copy / name).is_file() or (copy / name).stat().st_size != size
+    }
+    if not missing:
+        return copy
+    copy.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(missing.values()), shutil.disk_usage(copy).free
+    if needed > free:
+        raise UserError(
+            f"{directory}: {needed / 1e9:.1f} GB of records, but {copy} has {free / 1e9:.1f} GB"
+            " left; set ANIMATE_JAX_CACHE to a larger disk, or mount the bucket and give that path"
+        )
+    with tqdm(total=needed, desc="copying records", unit="B", unit_scale=True) as bar:
+        for name, size in missing.items():
+            with replacing(copy / name) as temporary:
+                (directory / name).copy(temporary)
+            bar.update(size)
+    return copy
+
+
 def shard_name(split: str, index: int, count: int) -> str:
     """File name of one of a split's `count` shards, as tensorflow-datasets has it."""
     return f"{NAME}-{split}.array_record-{index:05d}-of-{count:05d}"
@@ -108,7 +154,7 @@ def _find(path):
     if not path.is_dir():
         raise UserError(f"{path}: there is no such directory; check the path")
     found = {
-        info.parent.resolve()
+        info.parent.resolve() if is_local(path) else info.parent
         for place in _PLACES
         for info in path.glob(f"{place}/{INFO}" if place else INFO)
         if _read_info(info).get("name") == NAME
@@ -116,7 +162,7 @@ def _find(path):
     if not found:
         raise UserError(
             f"{path}: holds no records; write some with: python -m data_prep records --clips DIR"
-            f" --out {path}"
+            f" --out {path if is_local(path) else 'DIR, and copy them there'}"
         )
     if len(found) > 1:
         names = ", ".join(map(str, sorted(found)))

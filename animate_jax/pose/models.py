@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from animate_jax.errors import UserError
-from animate_jax.files import replacing
+from animate_jax.files import cache_directory, replacing
 
 WHEEL = "mediapipe==0.10.21"
 WHEEL_TAGS = (
@@ -35,14 +35,6 @@ BLAZEPOSE_FILES = {
 DWPOSE_REPOSITORY = "yzd-v/DWPose"
 DWPOSE_FILES = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")
 FETCH = "animate-jax fetch pose-models"
-
-
-def cache_directory() -> Path:
-    """$ANIMATE_JAX_CACHE, else $XDG_CACHE_HOME/animate_jax, else ~/.cache/animate_jax."""
-    if own := os.environ.get("ANIMATE_JAX_CACHE"):
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "animate_jax"
 
 
 def fetch_pose_models(source: str | os.PathLike | None = None) -> tuple[Path, Path]:

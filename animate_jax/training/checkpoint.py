@@ -26,7 +26,8 @@ def open_checkpoints(
     """The manager of a workdir's checkpoints, which are made in it if need be.
 
     A checkpoint is due every so many steps and when a pod is about to be preempted: call `save`
-    after each step. The last ones are kept, and those of the lowest validation loss.
+    after each step. The last ones are kept, and those of the lowest validation loss. What a run
+    that was killed left half written is removed, so one run at a time: `read_latest` only looks.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file
     policies = checkpoint_managers
@@ -45,7 +46,7 @@ def open_checkpoints(
                 ),
             ]
         ),
-        cleanup_tmp_directories=True,  # of a run that was killed while writing
+        cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(workdir / "checkpoints", options=options, item_names=ITEMS)
 
@@ -72,14 +73,12 @@ def save(
     return manager.save(step, args=items, metrics=metrics, force=force)
 
 
-def restore(
-    manager: ocp.CheckpointManager, shapes: TrainState, step: int | None = None
-) -> tuple[TrainState, dict]:
-    """The state of the latest (or a given) checkpoint, placed as `shapes` say, and the position.
+def restore(manager: ocp.CheckpointManager, shapes: TrainState) -> tuple[TrainState, dict]:
+    """The state of the latest checkpoint, placed as `shapes` say, and the position.
 
     Raises UserError where it cannot be read into them.
     """
-    step = manager.latest_step() if step is None else step
+    step = manager.latest_step()
     items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore())
     try:
         restored = manager.restore(step, args=items)
@@ -92,15 +91,28 @@ def restore(
     return restored.state, restored.data
 
 
+def read_latest(workdir: epath.Path, shapes: TrainState) -> TrainState:
+    """The state of the latest checkpoint; nothing in the workdir is touched, so that it can be
+    read while its training runs. Raises UserError where there is none."""
+    if latest_step(workdir) is None:
+        raise UserError(f"{workdir}: there is no checkpoint to write a model from")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    directory = workdir / "checkpoints"
+    with ocp.CheckpointManager(directory, options=options, item_names=ITEMS) as manager:
+        return restore(manager, shapes)[0]
+
+
+def latest_step(workdir: epath.Path) -> int | None:
+    """Of the checkpoints that are whole; in a bucket others can be seen too."""
+    return max(ocp.utils.checkpoint_steps(workdir / "checkpoints"), default=None)
+
+
 def stored_config(workdir: epath.Path) -> dict | None:
     """The config that the latest checkpoint was written with, None where there is none."""
-    directory = workdir / "checkpoints"
-    if not directory.exists():
+    step = latest_step(workdir)
+    if step is None:
         return None
-    steps = [int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal()]
-    if not steps:
-        return None
-    path = directory / str(max(steps)) / "config" / "metadata"
+    path = workdir / "checkpoints" / str(step) / "config" / "metadata"
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

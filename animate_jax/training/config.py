@@ -16,8 +16,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from animate_jax.errors import UserError
+from animate_jax.files import directory_path
 from animate_jax.training.checkpoint import stored_config
-from animate_jax.weights.model_directory import directory_path
 
 PREFIX = "--config."
 
@@ -35,14 +35,17 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
     if spec is None:
         raise UserError(f"{path}: is not a Python file; configs are, see configs/base.py")
     module = importlib.util.module_from_spec(spec)
-    # `from configs import base` is to work from the directory that holds configs/ too.
-    sys.path.append(os.getcwd())
+    # `from configs import base` means the configs/ that the file lies in, then that of the
+    # working directory, and only then one that is installed.
+    above = (p.parent for p in path.resolve().parents if p.name == "configs")
+    place = os.fspath(next(above, Path.cwd()))
+    sys.path.insert(0, place)
     try:
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError, NameError) as error:
         raise UserError(f"{path}: cannot be loaded ({error})") from error
     finally:
-        sys.path.pop()
+        sys.path.remove(place)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: has no get_config(); see configs/base.py for what it returns")
     return _overridden(module.get_config(), overrides)

@@ -18,6 +18,7 @@ from animate_jax.config import ModelConfig, MotionConfig, from_dict
 from animate_jax.data.config import DataConfig, data_config
 from animate_jax.diffusion.schedule import NoiseSchedule
 from animate_jax.errors import UserError
+from animate_jax.files import directory_path
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.models.unet import REMAT_POLICIES
 from animate_jax.parallel.mesh import batch_shards, replicated
@@ -48,7 +49,6 @@ from animate_jax.training.step import (
 )
 from animate_jax.weights.model_directory import (
     CONFIG,
-    directory_path,
     in_motion,
     load_model,
     read_config,
@@ -197,6 +197,9 @@ def _model_config(config) -> ModelConfig:
     if config.schedule is not None:
         schedule = from_dict(NoiseSchedule, dict(config.schedule), "config.schedule")
         model = dataclasses.replace(model, schedule=schedule)
+    if config.objective == "denoising":
+        side = min(config.data.height, config.data.width)
+        model = dataclasses.replace(model, resolution=side)
     return model
 
 
@@ -212,10 +215,11 @@ def _with_components(given: ModelConfig | None, stored: ModelConfig, names) -> M
 
 
 def _sizes(model: ModelConfig) -> ModelConfig:
-    """The model without what stages change: motion modules, the measured scale of latents, and the
-    guidance that it asks for."""
+    """The model without what stages change: motion modules, the measured scale of latents, the
+    resolution, and the guidance that it asks for."""
     autoencoder = dataclasses.replace(model.autoencoder, scaling_factor=1.0)
-    return dataclasses.replace(without_motion(model), autoencoder=autoencoder, guidance=1.0)
+    changing = dict(autoencoder=autoencoder, guidance=1.0, resolution=512)
+    return dataclasses.replace(without_motion(model), **changing)
 
 
 def _motion(config, model, given) -> MotionConfig:

@@ -23,8 +23,9 @@ from ml_collections import ConfigDict
 from animate_jax.config import ModelConfig
 from animate_jax.data.input import training_batches
 from animate_jax.errors import Terminated, UserError
+from animate_jax.files import directory_path
 from animate_jax.models.animate_anyone import COMPONENTS
-from animate_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
+from animate_jax.parallel.mesh import batch_shards, input_share, make_mesh, place_batch
 from animate_jax.training import checkpoint
 from animate_jax.training.latent_scale import measure_scaling_factor
 from animate_jax.training.metrics import MetricsWriter
@@ -40,7 +41,7 @@ from animate_jax.training.stages import (
 )
 from animate_jax.training.step import TrainState
 from animate_jax.training.validation import Validation
-from animate_jax.weights.model_directory import directory_path, save_model
+from animate_jax.weights.model_directory import save_model
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = True) -> None:
@@ -54,11 +55,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = Tr
     with jax.set_mesh(mesh), _precision(config), _terminated() as terminated:
         stage = make_stage(config, mesh)
         state, frozen = _run(stage, workdir, terminated, progress)
-        model_config = stage.model.config
-        if config.measure_scaling_factor:
-            factor = measure_scaling_factor(stage, state.result, frozen)
-            autoencoder = dataclasses.replace(model_config.autoencoder, scaling_factor=factor)
-            model_config = dataclasses.replace(model_config, autoencoder=autoencoder)
+        model_config = _measured_config(stage, state, frozen)
         del frozen  # written from its source, which may be more precise
         write_model(stage, state, workdir, model_config)
 
@@ -67,8 +64,7 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
     config = stage.config
     data = input_config(config)
     _check_batch(data.batch_size, config.accumulate, batch_shards(stage.mesh))
-    own = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = training_batches(data, **own)
+    batches = training_batches(data, **input_share(stage.mesh))
     validation = Validation(stage) if config.validation.every else None
     manager = checkpoint.open_checkpoints(
         workdir,
@@ -90,7 +86,6 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
         else:
             state = stage.new_state(learned)  # which takes the arrays over
         writer = MetricsWriter(workdir, first)
-        sharding = batch_sharding(stage.mesh)
         train_step, under_way = None, collections.deque()
         progress = Progress(stage, writer, workdir, first, show)
         if changed:
@@ -101,10 +96,7 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
             for step in range(first + 1, config.steps + 1):
                 with progress.waiting():
                     rows = next(batches)
-                batch = {
-                    name: jax.make_array_from_process_local_data(sharding, x)
-                    for name, x in rows.items()
-                }
+                batch = place_batch(stage.mesh, rows)
                 if train_step is None:
                     train_step = progress.compile(stage.make_step(), state, frozen, batch)
                 progress.trace(step)
@@ -143,13 +135,21 @@ def write_latest(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """
     workdir = directory_path(workdir)
     mesh = make_mesh(config.mesh.to_dict())
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), _precision(config):
         stage = make_stage(config, mesh)
-        with contextlib.closing(checkpoint.open_checkpoints(workdir)) as manager:
-            if manager.latest_step() is None:
-                raise UserError(f"{workdir}: there is no checkpoint to write a model from")
-            state, _ = checkpoint.restore(manager, stage.state_shapes())
-        write_model(stage, state, workdir, stage.model.config)
+        state = checkpoint.read_latest(workdir, stage.state_shapes())
+        frozen = load_parameters(stage)[1] if config.measure_scaling_factor else {}
+        write_model(stage, state, workdir, _measured_config(stage, state, frozen))
+
+
+def _measured_config(stage, state, frozen):
+    """The model's config, with the scale of its latents if that is to be measured."""
+    config = stage.model.config
+    if not stage.config.measure_scaling_factor:
+        return config
+    factor = measure_scaling_factor(stage, state.result, frozen)
+    autoencoder = dataclasses.replace(config.autoencoder, scaling_factor=factor)
+    return dataclasses.replace(config, autoencoder=autoencoder)
 
 
 def _save(manager, state, step, config, loss=None, *, force=False):

@@ -18,7 +18,7 @@ from animate_jax.data.input import FILLER, validation_batches
 from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError
 from animate_jax.inference.sampling import sample_clip
-from animate_jax.parallel.mesh import batch_sharding, batch_shards, replicated
+from animate_jax.parallel.mesh import batch_shards, input_share, place_batch, replicated
 from animate_jax.training.objective import (
     VALIDATION_SEED,
     draw_batch,
@@ -87,16 +87,10 @@ class Validation:
         return {"sample_psnr": float(psnr.mean())}
 
     def _batches(self, config):
-        batches = validation_batches(
-            config, process_index=jax.process_index(), process_count=jax.process_count()
-        )
-        sharding = batch_sharding(self._stage.mesh)
+        batches = validation_batches(config, **input_share(self._stage.mesh))
         limit = self._stage.config.validation.batches
         for batch in itertools.islice(batches, min(limit, len(batches))):
-            yield {
-                name: jax.make_array_from_process_local_data(sharding, rows)
-                for name, rows in batch.items()
-            }
+            yield place_batch(self._stage.mesh, batch)
 
     def _fixed_losses(self, learned, frozen, batch, number):
         stage = self._stage

@@ -8,15 +8,13 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
-from animate_jax.config import ModelConfig
 from animate_jax.errors import UserError
-from animate_jax.files import check_place, replacing_directory
+from animate_jax.files import check_place, directory_path, replacing_directory
 from animate_jax.models.animate_anyone import COMPONENTS
 from animate_jax.weights.config_files import (
     autoencoder_options,
@@ -27,7 +25,7 @@ from animate_jax.weights.config_files import (
 from animate_jax.weights.items import load_item_on_host
 from animate_jax.weights.lazy_tensor import LazyTensor
 from animate_jax.weights.mappings import to_torch, torch_shapes
-from animate_jax.weights.model_directory import directory_path, read_config, stored_leaves
+from animate_jax.weights.model_directory import read_config, stored_leaves
 from animate_jax.weights.safetensors_writer import write_safetensors_file
 from animate_jax.weights.torch_file import write_torch_file
 
@@ -38,6 +36,12 @@ _FILES = {
     "pose_guider": "pose_guider.pth",
     "autoencoder": "sd-vae-ft-mse/diffusion_pytorch_model.safetensors",
     "image_encoder": "image_encoder/model.safetensors",
+}
+_DESCRIPTIONS = {
+    "stable-diffusion-v1-5/unet/config.json": lambda c: unet_options(c.denoising_unet),
+    "sd-vae-ft-mse/config.json": lambda c: autoencoder_options(c.autoencoder),
+    "image_encoder/config.json": lambda c: image_encoder_options(c.image_encoder),
+    "image_encoder/preprocessor_config.json": lambda c: preprocessor_options(c.image_encoder),
 }
 
 
@@ -84,9 +88,9 @@ def export_moore(
     bar = tqdm(total=total, desc="exporting", unit="B", unit_scale=True, disable=not progress)
     try:
         with bar, replacing_directory(target) as temporary:
-            for name, options in _descriptions(config).items():
+            for name, options in _DESCRIPTIONS.items():
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                (temporary / name).write_text(json.dumps(options, indent=2) + "\n")
+                (temporary / name).write_text(json.dumps(options(config), indent=2) + "\n")
             for item, leaves in parts.items():
                 tensors = _torch_tensors(load_item_on_host(directory / item, leaves))
                 file = temporary / _FILES[item]
@@ -95,15 +99,6 @@ def export_moore(
                 del tensors  # before the next part is loaded
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-
-
-def _descriptions(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    return {
-        "stable-diffusion-v1-5/unet/config.json": unet_options(config.denoising_unet),
-        "sd-vae-ft-mse/config.json": autoencoder_options(config.autoencoder),
-        "image_encoder/config.json": image_encoder_options(config.image_encoder),
-        "image_encoder/preprocessor_config.json": preprocessor_options(config.image_encoder),
-    }
 
 
 def _torch_tensors(leaves: Mapping[tuple[str, ...], np.ndarray]) -> dict[str, LazyTensor]:
@@ -123,7 +118,9 @@ def _check_target(target: Path, overwrite: bool) -> None:
     check_place(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if not (target / _FILES["denoising_unet"]).is_file():
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    # The PyTorch reproductions' own folder has these files too, among others.
+    if _FILES["denoising_unet"] not in found or not found <= {*_FILES.values(), *_DESCRIPTIONS}:
         raise UserError(f"{target}: exists and is no earlier export; choose another name")
     if not overwrite:
         raise UserError(f"{target}: exists already; choose another name or overwrite it")

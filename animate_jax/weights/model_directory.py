@@ -22,9 +22,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from animate_jax import files
 from animate_jax.config import ModelConfig, from_dict, to_dict
 from animate_jax.errors import UserError
+from animate_jax.files import check_place, directory_path, is_local, replacing_directory
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.weights.items import item_leaves, load_item, save_item
 from animate_jax.weights.mappings import torch_name
@@ -44,12 +44,6 @@ Leaves = dict[Path, jax.ShapeDtypeStruct]
 def component_shapes(config: ModelConfig, component: str) -> Mapping[Path, jax.ShapeDtypeStruct]:
     """{path: float32 ShapeDtypeStruct} of one component's parameters; nothing is computed."""
     return MappingProxyType(flatten_dict(AnimateAnyone(config).shapes(component)))
-
-
-def directory_path(path: str | os.PathLike) -> epath.Path:
-    """The absolute path that Orbax asks for; a bucket's is one already."""
-    text = os.fspath(path)
-    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
 def in_motion(path: Path) -> bool:
@@ -74,15 +68,29 @@ def check_target(path: str | os.PathLike, overwrite: bool = False) -> epath.Path
     directory always, a model directory if `overwrite`.
     """
     target = directory_path(path)
-    if _is_local(target):
-        files.check_place(target)
+    if is_local(target):
+        check_place(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return target
-    if not (target / CONFIG).exists():
+    if not _is_ours(target):
         raise UserError(f"{target}: exists and is not a model directory; choose another name")
     if not overwrite:
         raise UserError(f"{target}: holds a model already; choose another name or overwrite it")
     return target
+
+
+def _is_ours(directory: epath.Path) -> bool:
+    """Whether a directory holds a model directory and nothing else."""
+    if not directory.is_dir():
+        return False
+    names = {entry.name for entry in directory.iterdir() if entry.name}
+    if CONFIG not in names or not names <= {CONFIG, MOTION, *COMPONENTS}:
+        return False
+    try:
+        values = json.loads((directory / CONFIG).read_text())
+    except (ValueError, OSError, RecursionError):
+        return True  # damaged; what lies beside it is ours
+    return isinstance(values, dict) and "format" in values
 
 
 def save_model(
@@ -227,7 +235,7 @@ def _difference(expected: Mapping[Path, object], found: Mapping[Path, object]) -
 def _writing(target: epath.Path) -> Iterator[epath.Path]:
     """A directory to write in, which becomes the target; an error leaves nothing behind."""
     if _can_rename(target):
-        with files.replacing_directory(os.fspath(target)) as temporary:
+        with replacing_directory(os.fspath(target)) as temporary:
             yield epath.Path(temporary)
         return
     # Here the config, written last, is what makes the directory a model.
@@ -250,11 +258,7 @@ def _writing(target: epath.Path) -> Iterator[epath.Path]:
 
 def _can_rename(target: epath.Path) -> bool:
     """Not in a bucket, and not where several processes would have to agree on a temporary name."""
-    return _is_local(target) and jax.process_count() == 1
-
-
-def _is_local(target: epath.Path) -> bool:
-    return "://" not in os.fspath(target)
+    return is_local(target) and jax.process_count() == 1
 
 
 def _wait_for_all(what: str, target: epath.Path) -> None:

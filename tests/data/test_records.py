@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -154,3 +155,38 @@ def test_opening_imports_no_dataset_library(records):
         [sys.executable, "-c", code, str(records)], capture_output=True, text=True, check=True
     )
     assert "pip install 'animate-jax[data]'" in run.stdout
+
+
+def test_records_in_a_bucket_are_copied_once(records, buckets, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANIMATE_JAX_CACHE", str(tmp_path / "cache"))
+    place = buckets / "bucket" / "set"
+    shutil.copytree(records, place)
+    source = open_records("gs://bucket/set", "train")
+    assert by_name(source).keys() == by_name(open_records(records, "train")).keys()
+    assert repr(source) == repr(open_records(records, "train"))
+    (copy,) = (tmp_path / "cache").rglob("1.0.0")
+    written = {path.name: path.stat().st_ino for path in copy.iterdir()}
+    assert written.keys() == {path.name for path in place.rglob("*.*") if path.is_file()}
+
+    (shard,) = copy.glob("*train*-00001-of-*")
+    shard.write_bytes(b"cut off")
+    assert len(by_name(open_records("gs://bucket/set/animate_clips", "train"))) == 9
+    again = {path.name: path.stat().st_ino for path in copy.iterdir()}
+    assert {name for name in again if again[name] != written[name]} == {shard.name}
+
+    shutil.rmtree(place)
+    write(place, train=8)  # others under the same name
+    assert len(by_name(open_records("gs://bucket/set", "train"))) == 8
+
+
+def test_records_in_a_bucket_that_cannot_be_copied(records, buckets, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANIMATE_JAX_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="gs://bucket/none: there is no such directory"):
+        open_records("gs://bucket/none", "train")
+    with pytest.raises(UserError, match="gs://bucket: holds no records"):
+        open_records("gs://bucket", "train")
+    shutil.copytree(records, buckets / "bucket" / "set")
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(UserError, match="0.0 GB left; set ANIMATE_JAX_CACHE to a larger disk"):
+        open_records("gs://bucket/set", "train")

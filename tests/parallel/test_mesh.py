@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from animate_jax.config import sd15
 from animate_jax.errors import UserError
-from animate_jax.parallel.mesh import axis_sizes, device_grid
+from animate_jax.parallel.mesh import axis_sizes, device_grid, share_of
 from animate_jax.parallel.sharding import TENSOR_RULES, partition_spec
 from animate_jax.training.parameters import shapes_of
 
@@ -102,3 +102,26 @@ def test_nothing_large_of_the_full_model_stays_whole():
             whole += leaf.size
     assert total == pytest.approx(2 * 859.5e6 + 453.2e6, rel=0.01)
     assert whole < 0.01 * total
+
+
+@pytest.mark.parametrize(
+    "processes, shares",
+    [
+        ([[0], [0], [1], [1]], {0: 0, 1: 1}),  # a process after the other
+        ([[0], [1], [0], [1]], {0: 0, 1: 1}),  # their rows alternate
+        ([[0, 1], [2, 3]], {0: 0, 1: 0, 2: 1, 3: 1}),  # tensor over two processes each
+        ([[2, 3], [0, 1]], {0: 1, 1: 1, 2: 0, 3: 0}),
+        ([[0, 0, 1, 1]], {0: 0, 1: 0}),  # one shard
+    ],
+)
+def test_processes_that_hold_the_same_rows_read_the_same(processes, shares):
+    processes, count = np.array(processes), max(shares.values()) + 1
+    for process, index in shares.items():
+        found = share_of(process, processes)
+        assert found == {"process_index": index, "process_count": count}
+
+
+def test_rows_that_are_shared_in_part_are_refused():
+    for processes in ([[0, 0], [0, 1], [1, 1]], [[0], [0], [1]]):
+        with pytest.raises(UserError, match="make config.mesh.tensor"):
+            share_of(0, np.array(processes))

@@ -76,17 +76,6 @@ def test_a_failing_download_says_how_to_go_on(tmp_path, monkeypatch):
         models.fetch_pose_models()
 
 
-def test_cache_directory(monkeypatch, tmp_path):
-    monkeypatch.setenv("ANIMATE_JAX_CACHE", str(tmp_path / "own"))
-    assert models.cache_directory() == tmp_path / "own"
-    monkeypatch.delenv("ANIMATE_JAX_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
-    assert models.cache_directory() == tmp_path / "shared" / "animate_jax"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert models.cache_directory() == tmp_path / "home" / ".cache" / "animate_jax"
-
-
 def test_given_paths_must_exist(tmp_path):
     (tmp_path / "a.onnx").touch()
     with pytest.raises(UserError, match="missing.onnx is not there; check the path"):

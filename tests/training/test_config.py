@@ -1,5 +1,7 @@
 """Config files and what the command line changes in them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,28 @@ def test_bad_files(tmp_path):
     (tmp_path / "broken.py").write_text("def get_config(:")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_config(tmp_path / "broken.py")
+
+
+def test_a_config_imports_from_the_folder_that_it_lies_in(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("")
+    (tmp_path / "configs" / "neighbour.py").write_text("STEPS = 7\n")
+    text = "from ml_collections import ConfigDict\nfrom configs.neighbour import STEPS\n"
+    text += "def get_config():\n    return ConfigDict({'steps': STEPS})\n"
+    (tmp_path / "configs" / "mine.py").write_text(text)
+    code = "import sys; from animate_jax.training.config import load_config;"
+    code += " print(load_config(sys.argv[1]).steps, len(sys.path))"
+    # From here, where there is another configs/.
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "configs" / "mine.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before = subprocess.run(
+        [sys.executable, "-c", "import sys; print(7, len(sys.path))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == before.stdout

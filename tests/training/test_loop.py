@@ -8,13 +8,14 @@ import signal
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from quick_training import CONFIG, LEARNED, quick_loss
 
 from animate_jax.cli import main
 from animate_jax.commands.run import run
 from animate_jax.errors import Terminated, UserError
 from animate_jax.training import train as loop
-from animate_jax.training.checkpoint import stored_config
+from animate_jax.training.checkpoint import latest_step, stored_config
 from animate_jax.training.config import load_config, workdir_config
 from animate_jax.training.metrics import read_metrics
 from animate_jax.training.stages import Stage
@@ -181,3 +182,26 @@ def test_the_command_line_tells_how_a_run_ended(tmp_path, capsys):
     assert "go together" in capsys.readouterr().err
     assert main(["train", "--workdir", str(tmp_path), "--config", CONFIG, "--write-model"]) == 2
     assert "leave out --config" in capsys.readouterr().err
+
+
+def test_a_running_training_is_looked_at_without_a_trace(quick, records, tmp_path):
+    loop.train(config(records, "steps=2"), tmp_path, progress=False)
+    under_way = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-1"
+    under_way.mkdir()
+    (under_way / "part").write_text("")
+    loop.write_latest(workdir_config(tmp_path), tmp_path)
+    assert (under_way / "part").exists()
+    loop.train(config(records, "steps=3"), tmp_path, progress=False)
+    assert not under_way.exists()  # of a training that was killed
+
+
+def test_half_a_checkpoint_in_a_bucket_does_not_count(buckets):
+    checkpoints = buckets / "bucket" / "run" / "checkpoints"
+    for step, whole in ((1000, True), (2000, False)):
+        (checkpoints / str(step) / "config").mkdir(parents=True)
+        if whole:
+            (checkpoints / str(step) / "commit_success.txt").write_text("")
+            (checkpoints / str(step) / "config" / "metadata").write_text('{"steps": 7}')
+    assert latest_step(epath.Path("gs://bucket/run")) == 1000
+    assert stored_config(epath.Path("gs://bucket/run")) == {"steps": 7}
+    assert stored_config(epath.Path("gs://bucket/other")) is None

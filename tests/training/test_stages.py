@@ -91,11 +91,13 @@ def test_stage_2_moves_motion_modules_only(first_stage, records, tmp_path):
     AnimateAnyonePipeline.from_pretrained(tmp_path / "model")
 
 
-def test_a_model_of_the_same_sizes_may_ask_for_another_guidance(first_stage):
-    config = load_config("tests/small_stage1.py", [f"init_from={first_stage}"])
+def test_a_model_of_the_same_sizes_may_have_another_guidance_and_resolution(first_stage):
+    overrides = [f"init_from={first_stage}", "data.height=48", "data.width=64"]
+    config = load_config("tests/small_stage1.py", overrides)
     config.model = to_dict(dataclasses.replace(small_model(), guidance=1.25))
     stage = make_stage(config, make_mesh({"data": 1}, jax.devices()[:1]))
     assert stage.model.config.guidance == 1.25 != small_model().guidance
+    assert stage.model.config.resolution == 48 != small_model().resolution  # the shorter side
 
 
 def test_components_are_taken_and_the_rest_is_drawn(first_stage, tmp_path):

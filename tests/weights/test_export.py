@@ -119,9 +119,15 @@ def test_only_an_earlier_export_is_overwritten(exported, model_directory, tmp_pa
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is no earlier export"):
         export_moore(model_directory, tmp_path / "mine", overwrite=True)
+    # The reproductions' folder of weights, which holds more than an export.
+    for name in ("denoising_unet.pth", "DWPose/yolox_l.onnx"):
+        (tmp_path / "theirs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "theirs" / name).write_text("theirs")
+    with pytest.raises(UserError, match="is no earlier export"):
+        export_moore(model_directory, tmp_path / "theirs", overwrite=True)
     with pytest.raises(UserError, match="there is no such model directory"):
         export_moore(tmp_path / "absent", tmp_path / "out")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["mine", "theirs"]
     before = {file: file.stat().st_ino for file in exported.rglob("*.pth")}
     export_moore(model_directory, exported, overwrite=True)
     assert len(before) == 4 and all(file.stat().st_ino != i for file, i in before.items())

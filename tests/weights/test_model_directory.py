@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,12 @@ from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.weights import items, model_directory
 from animate_jax.weights.inspect import describe_model
 from animate_jax.weights.lazy_tensor import LazyTensor
-from animate_jax.weights.model_directory import load_model, read_config, save_model
+from animate_jax.weights.model_directory import (
+    check_target,
+    load_model,
+    read_config,
+    save_model,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -383,3 +389,19 @@ def test_description_counts_parameters_and_bytes(saved, params):
 def test_config_survives_json():
     values = json.loads(json.dumps(to_dict(tiny())))
     assert from_dict(type(tiny()), values) == tiny()
+
+
+def test_only_a_model_directory_is_overwritten(saved, tmp_path):
+    theirs, more = tmp_path / "theirs", tmp_path / "more"
+    theirs.mkdir()
+    (theirs / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    shutil.copytree(saved, more)
+    (more / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for target in (theirs, more, tmp_path / "file"):
+        with pytest.raises(UserError, match="is not a model directory"):
+            check_target(target, overwrite=True)
+    (more / "notes.txt").unlink()
+    assert check_target(more, overwrite=True) == more
+    (more / "config.json").write_text("{")  # damaged
+    assert check_target(more, overwrite=True) == more

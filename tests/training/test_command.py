@@ -1,0 +1,61 @@
+"""What `animate-jax train` makes ready before a stage: puppets, and the stages it comes after."""
+
+import json
+
+import pytest
+from etils import epath
+
+from animate_jax.cli import main
+from animate_jax.commands import train as command
+from animate_jax.data.records import open_records
+from animate_jax.training.config import load_config
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The config of every stage that is trained, by the name of its workdir; only names a model."""
+    configs = {}
+
+    def train(config, workdir):
+        configs[workdir.name] = config
+        (workdir / "model").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(command, "run_training", train)
+    return configs
+
+
+@pytest.mark.parametrize("step, again", [(5, True), (10, False), (None, False)])
+def test_an_earlier_stage_is_trained_to_its_end(trained, tmp_path, step, again):
+    """Also where its model is there, which --write-model may have written."""
+    earlier = tmp_path / "w" / "tiny_autoencoder"
+    (earlier / "model").mkdir(parents=True)
+    if step:  # else its checkpoints were removed
+        config = earlier / "checkpoints" / str(step) / "config" / "metadata"
+        config.parent.mkdir(parents=True)
+        config.write_text(json.dumps({"steps": 10}))
+    arguments = ["--config", "configs/tiny_stage1.py", "--config.data.path=here"]
+    assert main(["train", "--workdir", str(tmp_path / "w"), *arguments]) == 0
+    assert list(trained) == ["tiny_autoencoder", "w"][not again :]
+    assert trained["w"].init_from == str(earlier)
+
+
+def test_earlier_stages_take_the_same_data(trained, tmp_path):
+    data = ["--config.data.sets=({'path': 'a'}, {'path': 'b'})", "--config.validation.path=v"]
+    config = ["--config", "configs/tiny_stage2.py"]
+    assert main(["train", "--workdir", str(tmp_path / "w"), *config, *data]) == 0
+    assert list(trained) == ["tiny_autoencoder", "tiny_stage1", "w"]
+    for stage in trained.values():
+        assert [one["path"] for one in stage.data.sets] == ["a", "b"] and not stage.data.path
+        assert stage.validation.path == "v"
+
+
+def test_puppets_are_drawn_into_a_bucket_too(buckets, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANIMATE_JAX_CACHE", str(tmp_path / "cache"))
+    puppets = load_config("configs/tiny_stage1.py", ["puppets.clips=3", "puppets.size=64"]).puppets
+    puppets.frames, puppets.validation = 4, 0.0
+    workdir = epath.Path("gs://bucket/run")
+    records = command.puppet_records(puppets, workdir)
+    assert len(open_records(records, "train")) == 3
+    before = [path.stat().st_mtime_ns for path in buckets.rglob("*") if path.is_file()]
+    command.puppet_records(puppets, workdir)
+    assert [path.stat().st_mtime_ns for path in buckets.rglob("*") if path.is_file()] == before
