@@ -40,7 +40,7 @@ def run(options: argparse.Namespace, program: str) -> int:
         return failed(error, f"error: {error}", 2)
     except ImportError as error:
         for package, extra in EXTRAS.items():
-            if package in str(error):
+            if error.name == package or f"install {package}" in str(error):
                 line = f"error: {package} is needed; install: pip install 'animate-jax[{extra}]'"
                 return failed(error, line, 2)
         return failed(error, _unexpected(error), 1)

@@ -14,11 +14,12 @@ from animate_jax.compiled import keep_compiled
 from animate_jax.data.records import INFO, NAME, VERSION
 from animate_jax.errors import UserError
 from animate_jax.files import directory_path, is_local
-from animate_jax.training.checkpoint import latest_step, stored_config
+from animate_jax.training.checkpoint import latest_step
 from animate_jax.training.config import load_config, workdir_config
 from animate_jax.training.stages import MODEL
+from animate_jax.training.train import finished_step, write_latest
 from animate_jax.training.train import train as run_training
-from animate_jax.training.train import write_latest
+from animate_jax.weights.model_directory import CONFIG
 
 HEARTBEAT_SECONDS = 30  # after which a process that does not answer counts as gone
 
@@ -75,9 +76,10 @@ def _train(config, config_path, workdir):
 
 def _finished(workdir: epath.Path) -> bool:
     """Whether a stage was trained to its end; --write-model writes the models of others too."""
+    if not (workdir / MODEL / CONFIG).exists():
+        return False
     step = latest_step(workdir)
-    there = (workdir / MODEL).exists()
-    return there and (step is None or step >= stored_config(workdir)["steps"])
+    return step is None or step == finished_step(workdir)
 
 
 def puppet_records(puppets: ConfigDict, workdir: epath.Path) -> epath.Path:

@@ -8,6 +8,7 @@ array_record reads local files only. Records in a bucket are copied to this mach
 once: every process of a pod reads from all of them.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -92,9 +93,7 @@ def open_records(path: str | os.PathLike, split: str) -> RecordSource:
     `copied_records`. Raises UserError when there is none or more than one, when it has no such
     split, and when shards are missing.
     """
-    directory = _find(Path(path) if is_local(path) else epath.Path(path))
-    if not is_local(directory):
-        directory = copied_records(directory)
+    directory = _find(Path(path)) if is_local(path) else _copy_of(os.fspath(path))
     info = _read_info(directory / INFO)
     splits = {entry["name"]: entry for entry in info.get("splits", [])}
     if split not in splits:
@@ -111,13 +110,19 @@ def open_records(path: str | os.PathLike, split: str) -> RecordSource:
     return RecordSource(str(directory), split, shards, int(splits[split].get("numBytes", 0)))
 
 
+@functools.cache  # validation opens the same ones again and again
+def _copy_of(url):
+    return copied_records(_find(epath.Path(url)))
+
+
 def copied_records(directory: epath.Path) -> Path:
     """The copy of a bucket's data set in the cache directory, made now unless it is there.
 
     Files of the right size are not copied again, so an interrupted copy goes on. Raises UserError
     where the disk has no room for them.
     """
-    names = sorted(file.name for file in directory.iterdir() if file.name)
+    names = [file.name for file in directory.iterdir()]
+    names = sorted(n for n in names if n.startswith(f"{NAME}-") or n.endswith(".json"))
     sizes = {name: directory.joinpath(name).stat().length for name in names}
     # Records that were written anew under the same name are others.
     content = repr((os.fspath(directory), sizes, (directory / INFO).read_text()))

@@ -29,7 +29,7 @@ def open_checkpoints(
     after each step. The last ones are kept, and those of the lowest validation loss. What a run
     that was killed left half written is removed, so one run at a time: `read_latest` only looks.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file
+    _be_quiet()
     policies = checkpoint_managers
     options = ocp.CheckpointManagerOptions(
         save_decision_policy=policies.AnySavePolicy(
@@ -96,15 +96,21 @@ def read_latest(workdir: epath.Path, shapes: TrainState) -> TrainState:
     read while its training runs. Raises UserError where there is none."""
     if latest_step(workdir) is None:
         raise UserError(f"{workdir}: there is no checkpoint to write a model from")
+    _be_quiet()
     options = ocp.CheckpointManagerOptions(read_only=True)
     directory = workdir / "checkpoints"
     with ocp.CheckpointManager(directory, options=options, item_names=ITEMS) as manager:
         return restore(manager, shapes)[0]
 
 
+def _be_quiet():
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file
+
+
 def latest_step(workdir: epath.Path) -> int | None:
     """Of the checkpoints that are whole; in a bucket others can be seen too."""
-    return max(ocp.utils.checkpoint_steps(workdir / "checkpoints"), default=None)
+    paths = ocp.utils.checkpoint_steps_paths(workdir / "checkpoints")
+    return max((int(path.name) for path in paths if path.name.isdecimal()), default=None)
 
 
 def stored_config(workdir: epath.Path) -> dict | None:

@@ -35,17 +35,18 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
     if spec is None:
         raise UserError(f"{path}: is not a Python file; configs are, see configs/base.py")
     module = importlib.util.module_from_spec(spec)
-    # `from configs import base` means the configs/ that the file lies in, then that of the
-    # working directory, and only then one that is installed.
-    above = (p.parent for p in path.resolve().parents if p.name == "configs")
-    place = os.fspath(next(above, Path.cwd()))
-    sys.path.insert(0, place)
+    # `from configs import base` means that of the configs/ in which the file lies, then one that is
+    # installed, then that of the working directory.
+    folders = (folder for folder in path.resolve().parents if folder.name == "configs")
+    above = next((f.parent for f in folders if (f / "base.py").exists()), None)
+    before = list(sys.path)
+    sys.path[:] = [os.fspath(above), *before] if above else [*before, os.getcwd()]
     try:
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError, NameError) as error:
         raise UserError(f"{path}: cannot be loaded ({error})") from error
     finally:
-        sys.path.remove(place)
+        sys.path[:] = before
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: has no get_config(); see configs/base.py for what it returns")
     return _overridden(module.get_config(), overrides)

@@ -43,6 +43,8 @@ from animate_jax.training.step import TrainState
 from animate_jax.training.validation import Validation
 from animate_jax.weights.model_directory import save_model
 
+FINISHED = "finished_step"  # inside a workdir: the step that its model is of, if it was the last
+
 
 def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = True) -> None:
     """Trains a stage in `workdir`, or goes on with it, and writes the finished model into it.
@@ -58,6 +60,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = Tr
         model_config = _measured_config(stage, state, frozen)
         del frozen  # written from its source, which may be more precise
         write_model(stage, state, workdir, model_config)
+        if jax.process_index() == 0:
+            (workdir / FINISHED).write_text(f"{config.steps}\n")
 
 
 def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
@@ -142,6 +146,12 @@ def write_latest(config: ConfigDict, workdir: str | os.PathLike) -> None:
         write_model(stage, state, workdir, _measured_config(stage, state, frozen))
 
 
+def finished_step(workdir: epath.Path) -> int | None:
+    """The last step of a training that came to its end and wrote its model; else None."""
+    file = workdir / FINISHED
+    return int(file.read_text()) if file.exists() else None
+
+
 def _measured_config(stage, state, frozen):
     """The model's config, with the scale of its latents if that is to be measured."""
     config = stage.model.config
@@ -184,7 +194,8 @@ def write_model(
         return tree[name]
 
     parts = ((name, lambda name=name: component(name)) for name in COMPONENTS)
-    save_model(workdir / MODEL, model_config, parts, overwrite=True)
+    # Half a model that a killed run left in a bucket is replaced as well.
+    save_model(workdir / MODEL, model_config, parts, own=True)
 
 
 def _precision(config):

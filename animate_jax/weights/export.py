@@ -120,7 +120,8 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     # The PyTorch reproductions' own folder has these files too, among others.
-    if _FILES["denoising_unet"] not in found or not found <= {*_FILES.values(), *_DESCRIPTIONS}:
+    always = {_FILES["denoising_unet"], *_DESCRIPTIONS}
+    if not always <= found <= {*_FILES.values(), *_DESCRIPTIONS}:
         raise UserError(f"{target}: exists and is no earlier export; choose another name")
     if not overwrite:
         raise UserError(f"{target}: exists already; choose another name or overwrite it")

@@ -83,7 +83,8 @@ def _is_ours(directory: epath.Path) -> bool:
     """Whether a directory holds a model directory and nothing else."""
     if not directory.is_dir():
         return False
-    names = {entry.name for entry in directory.iterdir() if entry.name}
+    # A bucket may list a directory inside itself.
+    names = {entry.name for entry in directory.iterdir()} - {directory.name}
     if CONFIG not in names or not names <= {CONFIG, MOTION, *COMPONENTS}:
         return False
     try:
@@ -99,15 +100,17 @@ def save_model(
     components: Iterable[tuple[str, Mapping | Callable[[], Mapping]]],
     *,
     overwrite: bool = False,
+    own: bool = False,
 ) -> None:
     """Write a model directory, one component after the other.
 
     components: every name of COMPONENTS once, with its parameters (nested dictionary of jax.Array,
     np.ndarray or LazyTensor) or a function that makes them when their turn comes. All processes of
-    a pod call it together. Raises UserError before any work where `path` exists and is not to be
-    overwritten; ValueError where names or shapes are not those of `config`.
+    a pod call it together. `own` says that the place is the program's, whatever lies there. Raises
+    UserError before any work where `path` exists and is not to be overwritten; ValueError where
+    names or shapes are not those of `config`.
     """
-    target = check_target(path, overwrite)
+    target = directory_path(path) if own else check_target(path, overwrite)
     try:
         _save_components(target, config, components)
     except OSError as error:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from animate_jax.data.records import open_records
+from animate_jax.data.records import _copy_of, open_records
 from animate_jax.errors import UserError
 from data_prep.shards import Record, write_shards
 
@@ -158,12 +158,14 @@ def test_opening_imports_no_dataset_library(records):
 
 
 def test_records_in_a_bucket_are_copied_once(records, buckets, tmp_path, monkeypatch):
+    _copy_of.cache_clear()
     monkeypatch.setenv("ANIMATE_JAX_CACHE", str(tmp_path / "cache"))
     place = buckets / "bucket" / "set"
     shutil.copytree(records, place)
     source = open_records("gs://bucket/set", "train")
     assert by_name(source).keys() == by_name(open_records(records, "train")).keys()
     assert repr(source) == repr(open_records(records, "train"))
+    (place / "animate_clips" / "1.0.0" / "1.0.0").mkdir()  # as buckets list a folder in itself
     (copy,) = (tmp_path / "cache").rglob("1.0.0")
     written = {path.name: path.stat().st_ino for path in copy.iterdir()}
     assert written.keys() == {path.name for path in place.rglob("*.*") if path.is_file()}
@@ -175,11 +177,14 @@ def test_records_in_a_bucket_are_copied_once(records, buckets, tmp_path, monkeyp
     assert {name for name in again if again[name] != written[name]} == {shard.name}
 
     shutil.rmtree(place)
+    assert len(by_name(open_records("gs://bucket/set", "train"))) == 9  # asked for already
     write(place, train=8)  # others under the same name
+    _copy_of.cache_clear()
     assert len(by_name(open_records("gs://bucket/set", "train"))) == 8
 
 
 def test_records_in_a_bucket_that_cannot_be_copied(records, buckets, tmp_path, monkeypatch):
+    _copy_of.cache_clear()
     monkeypatch.setenv("ANIMATE_JAX_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="gs://bucket/none: there is no such directory"):
         open_records("gs://bucket/none", "train")

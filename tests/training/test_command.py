@@ -1,7 +1,5 @@
 """What `animate-jax train` makes ready before a stage: puppets, and the stages it comes after."""
 
-import json
-
 import pytest
 from etils import epath
 
@@ -24,15 +22,24 @@ def trained(monkeypatch):
     return configs
 
 
-@pytest.mark.parametrize("step, again", [(5, True), (10, False), (None, False)])
-def test_an_earlier_stage_is_trained_to_its_end(trained, tmp_path, step, again):
-    """Also where its model is there, which --write-model may have written."""
+@pytest.mark.parametrize(
+    "step, finished, again",
+    [
+        (5, None, True),  # --write-model wrote its model
+        (10, None, True),  # and it ended before it wrote its own
+        (12, 10, True),  # it was told to take more steps
+        (10, 10, False),
+        (None, None, False),  # its checkpoints were removed
+    ],
+)
+def test_an_earlier_stage_is_trained_to_its_end(trained, tmp_path, step, finished, again):
     earlier = tmp_path / "w" / "tiny_autoencoder"
     (earlier / "model").mkdir(parents=True)
-    if step:  # else its checkpoints were removed
-        config = earlier / "checkpoints" / str(step) / "config" / "metadata"
-        config.parent.mkdir(parents=True)
-        config.write_text(json.dumps({"steps": 10}))
+    (earlier / "model" / "config.json").write_text("")
+    if step:
+        (earlier / "checkpoints" / str(step)).mkdir(parents=True)
+    if finished:
+        (earlier / "finished_step").write_text(f"{finished}\n")
     arguments = ["--config", "configs/tiny_stage1.py", "--config.data.path=here"]
     assert main(["train", "--workdir", str(tmp_path / "w"), *arguments]) == 0
     assert list(trained) == ["tiny_autoencoder", "w"][not again :]

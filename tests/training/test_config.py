@@ -63,8 +63,8 @@ def test_bad_files(tmp_path):
 def test_a_config_imports_from_the_folder_that_it_lies_in(tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "__init__.py").write_text("")
-    (tmp_path / "configs" / "neighbour.py").write_text("STEPS = 7\n")
-    text = "from ml_collections import ConfigDict\nfrom configs.neighbour import STEPS\n"
+    (tmp_path / "configs" / "base.py").write_text("STEPS = 7\n")
+    text = "from ml_collections import ConfigDict\nfrom configs.base import STEPS\n"
     text += "def get_config():\n    return ConfigDict({'steps': STEPS})\n"
     (tmp_path / "configs" / "mine.py").write_text(text)
     code = "import sys; from animate_jax.training.config import load_config;"

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 
 import jax.numpy as jnp
@@ -191,8 +192,11 @@ def test_a_running_training_is_looked_at_without_a_trace(quick, records, tmp_pat
     (under_way / "part").write_text("")
     loop.write_latest(workdir_config(tmp_path), tmp_path)
     assert (under_way / "part").exists()
+    (tmp_path / "model" / "config.json").unlink()  # half a model, of a run that was killed
     loop.train(config(records, "steps=3"), tmp_path, progress=False)
-    assert not under_way.exists()  # of a training that was killed
+    assert not under_way.exists()
+    assert (tmp_path / "model" / "config.json").exists()
+    assert loop.finished_step(tmp_path) == 3
 
 
 def test_half_a_checkpoint_in_a_bucket_does_not_count(buckets):
@@ -202,6 +206,7 @@ def test_half_a_checkpoint_in_a_bucket_does_not_count(buckets):
         if whole:
             (checkpoints / str(step) / "commit_success.txt").write_text("")
             (checkpoints / str(step) / "config" / "metadata").write_text('{"steps": 7}')
+    shutil.copytree(checkpoints / "1000", checkpoints / "bad_5000")  # put aside by hand
     assert latest_step(epath.Path("gs://bucket/run")) == 1000
     assert stored_config(epath.Path("gs://bucket/run")) == {"steps": 7}
     assert stored_config(epath.Path("gs://bucket/other")) is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import diffusers
 import numpy as np
@@ -120,9 +121,13 @@ def test_only_an_earlier_export_is_overwritten(exported, model_directory, tmp_pa
     with pytest.raises(UserError, match="is no earlier export"):
         export_moore(model_directory, tmp_path / "mine", overwrite=True)
     # The reproductions' folder of weights, which holds more than an export.
-    for name in ("denoising_unet.pth", "DWPose/yolox_l.onnx"):
-        (tmp_path / "theirs" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "theirs" / name).write_text("theirs")
+    shutil.copytree(exported, tmp_path / "theirs")
+    (tmp_path / "theirs" / "DWPose").mkdir()
+    (tmp_path / "theirs" / "DWPose" / "yolox_l.onnx").write_text("theirs")
+    with pytest.raises(UserError, match="is no earlier export"):
+        export_moore(model_directory, tmp_path / "theirs", overwrite=True)
+    shutil.rmtree(tmp_path / "theirs" / "DWPose")
+    (tmp_path / "theirs" / "image_encoder" / "config.json").unlink()  # downloaded without it
     with pytest.raises(UserError, match="is no earlier export"):
         export_moore(model_directory, tmp_path / "theirs", overwrite=True)
     with pytest.raises(UserError, match="there is no such model directory"):
