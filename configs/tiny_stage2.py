@@ -6,7 +6,7 @@ from configs import stage2, tiny_stage1
 def get_config():
     config = tiny_stage1.small(stage2.get_config())
     config.after = "tiny_stage1.py"
-    config.steps = 400
+    config.steps = 230
     config.optimizer.learning_rate = 1e-2
     tiny_stage1.every_timestep(config)
     config.data.frames, config.data.stride = 16, 1
