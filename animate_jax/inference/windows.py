@@ -23,11 +23,11 @@ def make_windows(
 
     The weights of a frame sum to 1 over the windows. `overlap` is the least number of frames that
     neighbouring windows share (for `moore`: exactly). Raises UserError for an unknown kind, a
-    window below 1 or an overlap outside 0 .. window - 1; frames of one window overlap with none.
+    window below 1 or an overlap outside 0 .. window - 1.
     """
     if kind not in KINDS:
         raise UserError(f"windows is {kind!r}; it can be one of {list(KINDS)}")
-    if window < 1 or overlap < 0 or (overlap >= window and frames > window):
+    if window < 1 or not 0 <= overlap < window:
         raise UserError(
             f"a window of {window} frames with an overlap of {overlap} is not possible; "
             "the overlap has to be 0 or more and smaller than the window"

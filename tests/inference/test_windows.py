@@ -51,11 +51,3 @@ def test_bad_windows():
     for arguments in ((30, 0, 0), (30, 8, 8), (30, 8, -1), (30, 8, 2, "flat")):
         with pytest.raises(UserError):
             make_windows(*arguments)
-
-
-@pytest.mark.parametrize("window", [1, 2, 4])
-def test_frames_of_one_window_need_no_overlap(window):
-    indices, weights = make_windows(window, window, 4)
-    assert indices.tolist() == [list(range(window))] and (weights == 1).all()
-    with pytest.raises(UserError, match="overlap of 4"):
-        make_windows(window + 1, window, 4)
