@@ -34,8 +34,8 @@ class UNetConfig:
     others are what it compares with: "added" at the same place (as ControlNet does, arXiv
     2302.05543), or "none", which leaves the image token alone.
 
-    positions: add to the first features where they are in the picture. Stable Diffusion's weights
-    find that out from the borders; random ones would have to learn it.
+    positions: tell every attention over space where in the picture a token is. Stable Diffusion's
+    weights find that out from the borders; random ones would have to learn it.
     """
 
     in_channels: int = 4

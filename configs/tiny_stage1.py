@@ -62,11 +62,13 @@ def model() -> ModelConfig:
     """Sizes for 128x128 pixels, 32x32 latents of 4 numbers each: 9 million parameters."""
     unet = UNetConfig(
         block_out_channels=(32, 64, 128),
-        attention_levels=(False, True, True),
+        # The finest level too: what no attention reads there, only upsampling could bring.
+        attention_levels=(True, True, True),
         layers_per_block=1,
-        heads=(4, 4, 4),
+        heads=(1, 4, 4),
         cross_attention_dim=64,
         norm_groups=16,
+        positions=True,
     )
     return ModelConfig(
         denoising_unet=dataclasses.replace(

@@ -6,7 +6,8 @@ On a TPU the kernels of `spatial` and `temporal` run, on an NVIDIA GPU cuDNN's f
 all equal.
 
 Plain XLA has bounded memory: where all scores at once would pass SCORE_BYTES, rows and then queries
-go through in slices, so that a 24-frame clip at 768x768 needs no more memory than a small one.
+go through in slices, so that a 24-frame clip at 768x768 needs no more memory than a small one. On a
+CPU the slices are such as its caches hold.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from animate_jax.kernels import spatial, temporal
 from animate_jax.kernels.dispatch import by_platform, over_mesh
 
 SCORE_BYTES = 512 * 2**20
+CACHE_BYTES = 32 * 2**20
 
 
 def attention(query, key, value, heads: int, reference=None, has_reference=None):
@@ -45,8 +47,10 @@ def attention(query, key, value, heads: int, reference=None, has_reference=None)
         tpu = over_mesh(spatial.attention, heads)
     if _cudnn_supports(query, heads):
         cuda = functools.partial(_attention_cudnn, heads=heads)
-    plain = functools.partial(_attention_plain, heads=heads)
-    return by_platform(plain, query, key, value, reference, has_reference, tpu=tpu, cuda=cuda)
+    rows = query, key, value, reference, has_reference
+    plain = functools.partial(_attention_plain, heads=heads, score_bytes=SCORE_BYTES)
+    cpu = functools.partial(_attention_plain, heads=heads, score_bytes=CACHE_BYTES)
+    return by_platform(plain, *rows, tpu=tpu, cuda=cuda, cpu=cpu)
 
 
 def temporal_attention(query, key, value, heads: int):
@@ -89,7 +93,7 @@ def _attention_cudnn(query, key, value, reference, has_reference, heads):
     return out.reshape(batch, frames, tokens, channels)
 
 
-def _attention_plain(query, key, value, reference, has_reference, heads):
+def _attention_plain(query, key, value, reference, has_reference, heads, score_bytes):
     batch, frames, tokens, channels = query.shape
     split = functools.partial(_split_heads, heads=heads)
     query = split(query) * (channels // heads) ** -0.5
@@ -101,10 +105,10 @@ def _attention_plain(query, key, value, reference, has_reference, heads):
         keys += reference[0].shape[1]
 
     rows = query, key, value, reference, has_reference
-    if 4 * heads * batch * frames * tokens * keys <= SCORE_BYTES:
+    if 4 * heads * batch * frames * tokens * keys <= score_bytes:
         out = jax.vmap(_attend_clip)(*rows)
     else:
-        block = min(tokens, max(1, SCORE_BYTES // (4 * heads * keys)))
+        block = min(tokens, max(1, score_bytes // (4 * heads * keys)))
         out = jax.lax.map(lambda row: _attend_clip(*row, query_block=block), rows)
     return out.reshape(batch, frames, tokens, channels)
 

@@ -16,9 +16,10 @@ ROW_AXES = "data", "fsdp"
 HEAD_AXIS = "tensor"
 
 
-def by_platform(plain, *arguments, tpu=None, cuda=None):
+def by_platform(plain, *arguments, tpu=None, cuda=None, cpu=None):
     """Calls the version for the platform, `plain` where that is None. Differentiable as it is."""
-    versions = {name: f for name, f in (("tpu", tpu), ("cuda", cuda)) if f is not None}
+    named = {"tpu": tpu, "cuda": cuda, "cpu": cpu}
+    versions = {name: f for name, f in named.items() if f is not None}
     if not versions:
         return plain(*arguments)
     return jax.lax.platform_dependent(*arguments, default=plain, **versions)

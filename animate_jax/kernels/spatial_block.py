@@ -49,19 +49,28 @@ class Rows(typing.NamedTuple):
     constant: jax.Array | None = None  # (B, 1, C), added everywhere
 
 
-def spatial_block(rows: Rows, weights: Weights, heads: int, eps: float = 1e-5) -> jax.Array:
-    """Returns (B, F, N, C); see `kernels.attention` for the reference."""
-    one = functools.partial(_plain, heads=heads, eps=eps)
+def spatial_block(
+    rows: Rows, weights: Weights, heads: int, eps: float = 1e-5, places=None
+) -> jax.Array:
+    """Returns (B, F, N, C); see `kernels.attention` for the reference.
+
+    places: None, or what every row adds to its queries and to all its keys, (N, C) each.
+    """
+    one = functools.partial(_plain, heads=heads, eps=eps, places=places)
     tpu = None
-    if supports(rows, weights, heads):
+    if places is None and supports(rows, weights, heads):
         tpu = rows_over_mesh(functools.partial(_fused, heads=heads, eps=eps))
     return by_platform(one, rows, weights, tpu=tpu)
 
 
-def _plain(rows, weights, heads, eps):
+def _plain(rows, weights, heads, eps, places=None):
     x, reference, has_reference, constant = rows
     tokens = normalise(x, weights.scale, weights.shift, eps)
     query, key, value = (tokens @ w for w in (weights.w_query, weights.w_key, weights.w_value))
+    if places is not None:
+        query, key = query + places[0], key + places[1]
+        if reference is not None:
+            reference = reference[0] + places[1], reference[1]
     attended = attention(query, key, value, heads, reference, has_reference)
     x = x + (attended @ weights.w_out + weights.b_out)
     return x if constant is None else x + constant[:, None]

@@ -11,6 +11,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from animate_jax.kernels.attention import attention
 from animate_jax.kernels.feed_forward import normalise
@@ -51,6 +52,7 @@ class Attention(nn.Module):
     heads: int
     dtype: Dtype
     bias: bool = False
+    positions: bool = False
 
     def setup(self):
         def linear(bias):
@@ -58,6 +60,8 @@ class Attention(nn.Module):
 
         self.to_q, self.to_k, self.to_v = linear(self.bias), linear(self.bias), linear(self.bias)
         self.to_out = [linear(True)]
+        if self.positions:
+            self.position_q, self.position_k = linear(False), linear(False)
 
     def _linear(self, layer, x):
         weights = layer(x.shape[-1])
@@ -77,16 +81,20 @@ class Attention(nn.Module):
         query = self._linear(self.to_q, x)
         return self.output(attention(query, *keys_and_values, self.heads))
 
-    def block(self, x, norm, bound: BoundLayer):
+    def block(self, x, norm, bound: BoundLayer, grid=None):
         """x plus its self-attention and what the image adds everywhere; see kernels.spatial_block.
 
-        x (B, F, N, C) -> the same; norm: scale and bias of the LayerNorm before it.
+        x (B, F, N, C) -> the same; norm: scale and bias of the LayerNorm before it. What is known
+        of the grid (N, C) goes to queries and keys (DETR, arXiv 2005.12872), not to values.
         """
         layers = [linear(self.channels)[0] for linear in (self.to_q, self.to_k, self.to_v)]
         layers += self.to_out[0](self.channels)
         rows = Rows(x, bound.reference, bound.has_reference, bound.cross_output)
         weights = Weights(*norm, *(w.astype(self.dtype) for w in layers))
-        return spatial_block(rows, weights, self.heads, NORM_EPS)
+        places = None
+        if grid is not None:
+            places = self._linear(self.position_q, grid), self._linear(self.position_k, grid)
+        return spatial_block(rows, weights, self.heads, NORM_EPS, places)
 
 
 class TransformerBlock(nn.Module):
@@ -96,11 +104,12 @@ class TransformerBlock(nn.Module):
     heads: int
     dtype: Dtype
     reference: str = "attended"  # see UNetConfig
+    positions: bool = False  # see UNetConfig
 
     def setup(self):
         self.norm1, self.norm3 = LayerNormWeights(), LayerNormWeights()
         self.norm2 = layer_norm(self.dtype)
-        self.attn1 = Attention(self.channels, self.heads, self.dtype)
+        self.attn1 = Attention(self.channels, self.heads, self.dtype, positions=self.positions)
         self.attn2 = Attention(self.channels, self.heads, self.dtype)
         self.ff = FeedForward(self.dtype)
         if self.reference == "added":
@@ -129,13 +138,16 @@ class TransformerBlock(nn.Module):
             added = jnp.where(has_reference[:, None, None], added, 0)
         return jnp.pad(added, ((rows - len(added), 0), (0, 0), (0, 0)))
 
-    def __call__(self, x, bound: BoundLayer):
-        """x (B, F, N, C) -> the same, and the tokens after norm1, which a ReferenceNet hands on."""
+    def __call__(self, x, bound: BoundLayer, grid=None):
+        """x (B, F, N, C) -> the same, and the tokens after norm1, which a ReferenceNet hands on.
+
+        grid (N, C): with `positions`, where the tokens are; the reference's are in the same places.
+        """
         if bound.added is not None:
             x = x + bound.added[:, None]
         norm1 = self.norm1(self.channels)
         tokens = normalise(x, *norm1, NORM_EPS)
-        x = self.attn1.block(x, norm1, bound)
+        x = self.attn1.block(x, norm1, bound, grid)
         if bound.cross is not None:
             image = jax.tree.map(lambda y: _repeat_frames(y, x.shape[1]), bound.cross)
             x = x + self.attn2(self.norm2(x), image)
@@ -146,6 +158,16 @@ def _repeat_frames(x, frames):
     return jnp.broadcast_to(x[:, None], (x.shape[0], frames, *x.shape[1:]))
 
 
+def grid_positions(height: int, width: int, channels: int) -> np.ndarray:
+    """float32 (height * width, channels): sine and cosine of the row and of the column, for one
+    wave after the other, of 4 to 64 tokens. channels: a multiple of 4."""
+    waves = 4 * 16 ** np.linspace(0, 1, channels // 4)
+    rows, columns = np.divmod(np.arange(height * width), width)
+    angles = [2 * np.pi * place[:, None] / waves for place in (rows, columns)]
+    parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.stack(parts, -1).reshape(height * width, channels).astype(np.float32)
+
+
 class SpatialTransformer(nn.Module):
     """Tokens of each frame through one transformer block (diffusers: Transformer2DModel)."""
 
@@ -154,12 +176,13 @@ class SpatialTransformer(nn.Module):
     groups: int
     dtype: Dtype
     reference: str = "attended"
+    positions: bool = False  # see UNetConfig
 
     def setup(self):
         self.norm = GroupNorm(self.groups, 1e-6, self.dtype)
         self.proj_in = convolution(self.channels, 1, self.dtype)
         self.transformer_blocks = [
-            TransformerBlock(self.channels, self.heads, self.dtype, self.reference)
+            TransformerBlock(self.channels, self.heads, self.dtype, self.reference, self.positions)
         ]
         self.proj_out = convolution(self.channels, 1, self.dtype)
 
@@ -170,5 +193,6 @@ class SpatialTransformer(nn.Module):
         """x (B, F, h, w, C) -> the same, and the tokens (B, F, h * w, C) after norm1."""
         batch, frames, height, width, channels = x.shape
         tokens = self.proj_in(self.norm(x)).reshape(batch, frames, height * width, channels)
-        tokens, features = self.transformer_blocks[0](tokens, bound)
+        grid = grid_positions(height, width, channels) if self.positions else None
+        tokens, features = self.transformer_blocks[0](tokens, bound, grid)
         return x + self.proj_out(tokens.reshape(x.shape)), features

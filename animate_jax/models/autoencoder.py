@@ -71,7 +71,9 @@ class MidStage(nn.Module):
     def __call__(self, x):
         channels = x.shape[-1]
         x = ResnetBlock(channels, self.groups, NORM_EPS, self.dtype, name="resnets_0")(x)
-        attend = PixelAttention(channels, 1, self.dtype, True, self.groups, name="attentions_0")
+        attend = PixelAttention(
+            channels, 1, self.dtype, bias=True, groups=self.groups, name="attentions_0"
+        )
         x = attend(x)
         return ResnetBlock(channels, self.groups, NORM_EPS, self.dtype, name="resnets_1")(x)
 

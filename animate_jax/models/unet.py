@@ -10,7 +10,6 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from animate_jax.config import UNetConfig
 from animate_jax.models.attention import BoundLayer, SpatialTransformer
@@ -70,7 +69,14 @@ class Level(nn.Module):
         ]
         if self.heads:
             self.attentions = [
-                spatial(self.channels, self.heads, config.norm_groups, dtype, config.reference)
+                spatial(
+                    self.channels,
+                    self.heads,
+                    config.norm_groups,
+                    dtype,
+                    config.reference,
+                    config.positions,
+                )
                 for _ in range(self.attention_count)
             ]
         if self.has_motion:
@@ -124,20 +130,6 @@ class Level(nn.Module):
             x = self.attend(i, resnet(x, embedding), bound, features)
         # The skip's size, not twice our own: sizes need not be divisible by all the halvings.
         return self.upsamplers[0](x, skips[-1].shape[-3:-1]) if self.resample else x
-
-
-def grid_positions(height: int, width: int, channels: int) -> np.ndarray:
-    """float32 (height, width, channels): sines and cosines of rows, then of columns, in waves of
-    4 to 256 latents. channels: a multiple of 4."""
-    waves = 4 * 64 ** np.linspace(0, 1, channels // 4)
-
-    def along(count):
-        angles = 2 * np.pi * np.arange(count)[:, None] / waves
-        return np.concatenate([np.sin(angles), np.cos(angles)], -1, dtype=np.float32)
-
-    rows, columns = along(height)[:, None], along(width)[None]
-    shape = height, width, channels // 2
-    return np.concatenate([np.broadcast_to(x, shape) for x in (rows, columns)], -1)
 
 
 class UNet(nn.Module):
@@ -195,8 +187,6 @@ class UNet(nn.Module):
         embedding = timestep_embedding(timesteps, self.config.block_out_channels[0])
         embedding = self.time_embedding(embedding.astype(self.dtype))
         x = self.conv_in(latents)
-        if self.config.positions:
-            x = x + grid_positions(*x.shape[-3:]).astype(x.dtype)
         if pose_features is not None:
             x = x + pose_features.astype(x.dtype)
         features, skips = {}, [x]

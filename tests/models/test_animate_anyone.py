@@ -148,7 +148,8 @@ def test_guided_denoise(case):
 
 def test_attention_in_slices_equals_attention_at_once(case, monkeypatch):
     whole = guided(case)
-    monkeypatch.setattr(kernels, "SCORE_BYTES", 3000)  # temporal attention is in slices too
+    for limit in ("SCORE_BYTES", "CACHE_BYTES"):
+        monkeypatch.setattr(kernels, limit, 3000)  # temporal attention is in slices too
     assert relative_l2(guided(case), whole) <= BOUND
 
 
