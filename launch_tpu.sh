@@ -108,9 +108,10 @@ read_file() { # lines KEY=VALUE, as data: nothing in them is executed
 
 read_environment() {
   local key variable
+  given=' '
   for variable in "${!LAUNCH_@}"; do
     key=$(printf %s "${variable#LAUNCH_}" | tr '[:upper:]' '[:lower:]')
-    if [[ $SETTINGS == *" $key "* ]]; then assign "$key" "${!variable}"; fi
+    if [[ $key != override && $SETTINGS$LISTS == *" $key "* ]]; then assign "$key" "${!variable}"; fi
   done
 }
 

@@ -156,6 +156,9 @@ def _add_pose(command):
     parser.add_argument("out", metavar="OUT.npz")
     parser.add_argument("--frames", type=_positive, help="at most so many frames")
     parser.add_argument("--stride", type=_positive, default=1, help="take every so manyth frame")
+    parser.add_argument(
+        "--fps", type=float, help="of the video, before the stride; pictures do not say theirs"
+    )
     _add_pose_backend(parser)
     _add_overwrite(parser)
 
@@ -359,17 +362,21 @@ def _new(options):
 
 
 def _copy(options):
+    from animate_jax.files import directory_path, is_local
     from animate_jax.models.animate_anyone import COMPONENTS
     from animate_jax.training.stages import model_directory
     from animate_jax.weights.model_directory import load_model, read_config, save_model
 
-    source = model_directory(options.model)
+    source, out = model_directory(options.model), directory_path(options.out)
+    if not is_local(out) and (source == out or out in source.parents):
+        # A bucket's old model goes before the new one comes.
+        raise UserError(f"{out}: is what is copied, or holds it; choose another place")
 
     def component(name):
         return load_model(source, components=(name,), dtype=options.dtype)[1][name]
 
     parts = ((name, lambda name=name: component(name)) for name in COMPONENTS)
-    save_model(options.out, read_config(source), parts, overwrite=options.overwrite)
+    save_model(out, read_config(source), parts, overwrite=options.overwrite)
     print(f"wrote {options.out}")
 
 

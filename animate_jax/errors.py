@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class UnreadableError(UserError):
+    """A picture or video that does not decode, or is not there; trying again does not help."""
+
+
 class UserNote(UserWarning):
     """Something done differently from what was asked, with the reason, in one line."""
 

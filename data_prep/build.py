@@ -24,6 +24,7 @@ from data_prep.runners import Job, Running, run_jobs
 
 LISTED_TWICE = "listed twice"
 DROPS = "drops.jsonl"
+WORK = {"settings.json", "videos.json", "clips", "poses"}
 OURS = {"clips", "keypoints", METADATA, DROPS, "records", "report.html", "work"}
 
 
@@ -44,6 +45,10 @@ def open_build(out: str | os.PathLike, work: str | None = None, overwrite: bool 
     if entries - {"work"} and read_bytes(join(work, "settings.json")) is None:
         raise UserError(f"{out}: holds clips, but no work of this command; choose a new directory")
     if overwrite:
+        held = {name.split("/")[0] for name in list_files(work)}
+        if held and not {"settings.json"} <= held <= WORK:
+            strange = min(held - WORK, default="no settings.json")
+            raise UserError(f"{work}: holds {strange}; --overwrite removes only what build left")
         delete(work)
         for name in entries - {"work"}:
             shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()

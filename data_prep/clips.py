@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UnreadableError, UserError
 from animate_jax.video.reading import probe_video, read_frames
 from animate_jax.video.writing import SHORT_GROUPS, exact_rate, write_video
 from data_prep.layouts import Video
 from data_prep.places import RESULT, local_copy
-from data_prep.scenes import find_scenes
+from data_prep.scenes import cut_detector, find_scenes
 
 UNREADABLE = "unreadable"
 TOO_SMALL = "too small"
@@ -56,7 +56,11 @@ class CutSettings:
 
 
 def load_cut(settings: CutSettings) -> Callable[[Video], dict[str, bytes]]:
-    """The job of a worker that cuts videos: Video -> files by name, as cut_video returns them."""
+    """The job of a worker that cuts videos: Video -> files by name, as cut_video returns them.
+
+    Raises UserError where a package for it is missing.
+    """
+    cut_detector()
 
     def cut(video: Video) -> dict[str, bytes]:
         return cut_video(video, settings)
@@ -78,7 +82,7 @@ def cut_video(video: Video, settings: CutSettings) -> dict[str, bytes]:
             for clip, content in _clips(path, video, settings, result["drops"], Path(directory)):
                 result["clips"].append(clip)
                 files[f"{clip['name']}.mp4"] = content
-        except UserError as error:
+        except UnreadableError as error:
             # Without the place on this machine, so that results compare.
             detail = str(error).replace(str(path), video.source).replace(video.path, video.source)
             files, result["clips"] = {}, []

@@ -88,10 +88,13 @@ def _add_running(parser):
 
 def _build(options):
     from data_prep.build import make_clips, make_poses
+    from data_prep.clips import load_cut
     from data_prep.poses import load_pose
+    from data_prep.shards import record_writers
 
     running, posing = _running(options), _posing(options)
-    load_pose(posing)  # networks that are missing should be known before the long work
+    # Packages and networks that are missing should be known before the long work.
+    load_cut(_cutting(options)), load_pose(posing), record_writers()
     videos, work = _open(options)
     make_clips(videos, work, _cutting(options), running, options.licence)
     make_poses(work, posing, running)
@@ -109,8 +112,10 @@ def _build(options):
 
 def _clips(options):
     from data_prep.build import make_clips
+    from data_prep.clips import load_cut
 
     running, cutting = _running(options), _cutting(options)
+    load_cut(cutting)
     videos, work = _open(options)
     make_clips(videos, work, cutting, running, options.licence)
     _assemble(options.out, work, poses=False)

@@ -108,9 +108,20 @@ def _in_tiktok(place, names: Mapping[str, int]) -> list[Video]:
             folder = "/".join(part for part in match.groups() if part)
             sizes[folder] = sizes.get(folder, 0) + size
     return [
-        Video(folder, join(place, folder, "images"), fps=TIKTOK_FPS, size=sizes[folder])
+        Video(
+            folder,
+            join(place, folder, "images"),
+            fps=TIKTOK_FPS,
+            split=_tiktok_split(folder),
+            size=sizes[folder],
+        )
         for folder in sorted(sizes, key=natural_key)
     ]
+
+
+def _tiktok_split(folder):
+    """No training sees the videos that DisCo tests on; of the others nothing is said."""
+    return "validation" if re.fullmatch("003(3[5-9]|40)", folder.rsplit("/", 1)[-1]) else None
 
 
 def _from_meta_json(path) -> list[Video]:

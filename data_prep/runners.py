@@ -70,10 +70,17 @@ def run_jobs(
             ) from error
         print(f"{title}: {len(jobs)} {unit}s on Apache Beam")
         return run_pipeline(prepare, jobs, running.beam_args)
-    workers = min(running.workers or len(os.sched_getaffinity(0)), len(jobs))
+    workers = min(running.workers or cores(), len(jobs))
     finished = _here(prepare, jobs) if workers == 1 else _pool(prepare, jobs, workers)
     for _ in tqdm(finished, desc=title, total=len(jobs), unit=unit):
         pass
+
+
+def cores() -> int:
+    """Those that this process may use, where the system says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def do_job(work: Work, job: Job) -> None:

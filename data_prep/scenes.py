@@ -34,6 +34,19 @@ class Scene:
         return self.end - self.begin
 
 
+def cut_detector():
+    """PySceneDetect's detector of cuts, and its class of times. Raises UserError without it."""
+    try:
+        from scenedetect import FrameTimecode
+        from scenedetect.detectors import AdaptiveDetector
+    except ImportError as error:
+        raise UserError(
+            "cutting videos needs PySceneDetect; run: pip install 'animate-jax[data]'"
+        ) from error
+    # Cuts close to each other all count: what lies between is dropped as too short.
+    return AdaptiveDetector(min_scene_len=1), FrameTimecode
+
+
 def find_scenes(frames: Iterable[np.ndarray], fps: float, max_seconds: float) -> list[Scene]:
     """Cuts uint8 (height, width, 3) RGB frames into scenes of at most `max_seconds`.
 
@@ -43,22 +56,14 @@ def find_scenes(frames: Iterable[np.ndarray], fps: float, max_seconds: float) ->
     after the change of the whole picture (its median) is taken out. So noise and flicker are no
     movement, and neither is a single odd frame.
     """
-    try:
-        from scenedetect import FrameTimecode
-        from scenedetect.detectors import AdaptiveDetector
-    except ImportError as error:
-        raise UserError(
-            "cutting videos needs PySceneDetect; run: pip install 'animate-jax[data]'"
-        ) from error
-    # Cuts close to each other all count: what lies between is dropped as too short.
-    detector = AdaptiveDetector(min_scene_len=1)
+    detector, time_of = cut_detector()
     lag = max(1, round(fps * MOVEMENT_SECONDS))
     earlier: deque[np.ndarray] = deque(maxlen=lag + 1)
     cuts, moving = [], []
     for index, frame in enumerate(frames):
         small = _small(frame)
         bgr = np.ascontiguousarray(np.asarray(small)[..., ::-1])
-        cuts += [cut.frame_num for cut in detector.process_frame(FrameTimecode(index, fps), bgr)]
+        cuts += [cut.frame_num for cut in detector.process_frame(time_of(index, fps), bgr)]
         earlier.append(np.asarray(small.convert("L").reduce(2), np.int16))
         moving.append(len(earlier) > lag and _moved(earlier[0], earlier[-1]) > STILL_PIXELS)
     bounds = sorted({0, *cuts, len(moving)})

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from animate_jax.data.records import NAME, VERSION, shard_name
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import POINTS
@@ -27,6 +29,19 @@ class Record:
     load: Callable[[], dict]
 
 
+def record_writers():
+    """The packages that write records, as `write_shards` wants them; UserError without them."""
+    try:
+        import tensorflow_datasets as tfds
+        from array_record.python.array_record_module import ArrayRecordWriter
+        from tensorflow_datasets.core import dataset_info, example_serializer, naming, splits
+    except ImportError as error:
+        raise UserError(
+            f"writing records needs a package ({error}); install: pip install 'animate-jax[data]'"
+        ) from error
+    return tfds, ArrayRecordWriter, dataset_info, example_serializer, naming, splits
+
+
 def write_shards(
     directory: Path,
     splits: dict[str, Sequence[Record]],
@@ -41,17 +56,7 @@ def write_shards(
     at most `shard_bytes`, or one record. `written` is called after each. Raises UserError where
     tensorflow-datasets is missing, and OSError.
     """
-    try:
-        import numpy as np
-        import tensorflow_datasets as tfds
-        from array_record.python.array_record_module import ArrayRecordWriter
-        from tensorflow_datasets.core import dataset_info, example_serializer, naming
-        from tensorflow_datasets.core import splits as tfds_splits
-    except ImportError as error:
-        raise UserError(
-            f"writing records needs a package ({error}); install: pip install 'animate-jax[data]'"
-        ) from error
-
+    tfds, Writer, dataset_info, example_serializer, naming, tfds_splits = record_writers()
     target = directory / NAME / VERSION
     target.mkdir(parents=True)
     whole = tfds.features.Scalar(np.int32)
@@ -79,7 +84,7 @@ def write_shards(
         shards, size = _shards(records, shard_bytes), 0
         for index, shard in enumerate(shards):
             path = target / shard_name(split, index, len(shards))
-            writer = ArrayRecordWriter(str(path), OPTIONS)
+            writer = Writer(str(path), OPTIONS)
             for record in shard:
                 example = serializer.get_tf_example(features.encode_example(record.load()))
                 data = example.SerializeToString(deterministic=True)

@@ -1,6 +1,7 @@
 """The command line as users run it: files in, files out; one line and exit code 2 for bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -278,3 +279,68 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(model, files,
     error_of(capsys, code, "is no directory")
     error_of(capsys, main(["new", "tiny", str(tmp_path / "file" / "m")]), "is no directory")
     error_of(capsys, main(["export", "moore", model, str(tmp_path / "file" / "m")]), "no directory")
+
+
+def test_a_bucket_keeps_what_is_copied_onto_itself(model, buckets, capsys):
+    there = buckets / "bucket" / "run" / "model"
+    shutil.copytree(model, there)
+    files = sorted(there.rglob("*"))
+    for source, out in (
+        ("gs://bucket/run/model", "gs://bucket/run/model/"),
+        ("gs://bucket/run", "gs://bucket/run/model"),
+        ("gs://bucket/run/model", "gs://bucket/run"),
+    ):
+        error_of(capsys, main(["copy", source, out, "--overwrite"]), "is what is copied")
+    assert sorted(there.rglob("*")) == files and len(files) > 10
+
+
+def test_what_can_be_refused_is_refused_before_poses_are_sought(model, files, tmp_path, capsys):
+    """No pose network is there: it would be missed first."""
+    write_video(tmp_path / "long.mp4", np.zeros((40, 32, 32, 3), np.uint8), 10)
+    np.savez(tmp_path / "noise.npz", np.zeros((3, 8, 8, 4), np.float32))
+    np.save(tmp_path / "flat.npy", np.zeros(8, np.float32))
+    np.save(tmp_path / "text.npy", np.full((3, 8, 8, 4), "x"))
+    long = "--driving", tmp_path / "long.mp4"
+    for more, message in (
+        (["--seed", "-1"], "--seed is -1"),
+        (["--guidance", "inf"], "--guidance is inf"),
+        (["--window", "40"], "a window of 40 frames is too long"),
+        (["--initial-noise", str(tmp_path / "noise.npz")], "noise.npz: not a .npy"),
+        (["--initial-noise", str(tmp_path / "flat.npy")], "flat.npy: not a .npy"),
+        (["--initial-noise", str(tmp_path / "text.npy")], "text.npy: not a .npy"),
+    ):
+        networks = ["--detector", "missing.tflite", "--pose-network", "missing.tflite"]
+        code = animate(model, files, tmp_path / "out.mp4", *SMALL, *networks, *more, motion=long)
+        error_of(capsys, code, message)
+
+
+def test_frames_without_a_person_are_told(model, files, tmp_path, capsys):
+    motion = load_keypoints(files / "motion.npz")
+    motion.points[1, :, 2] = 0
+    motion.save(tmp_path / "gap.npz")
+    gap = "--keypoints", tmp_path / "gap.npz"
+    out = tmp_path / "out.npy"
+    assert animate(model, files, out, *SMALL, "--retarget", "none", motion=gap) == 0
+    assert "nobody is found in 1 of 3 frames" in capsys.readouterr().err
+
+
+def test_pictures_have_the_rate_that_is_said(model, files, tmp_path, capsys):
+    frames = np.random.default_rng(2).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    write_video(tmp_path / "drawn", frames, 1)
+    drawn = "--pose-video", tmp_path / "drawn"
+    for more, rate, said in (([], 8, True), (["--fps", "30"], 30, False)):
+        out = tmp_path / f"{rate}.mp4"
+        assert animate(model, files, out, *SMALL, *more, motion=drawn) == 0
+        assert ("do not say their rate" in capsys.readouterr().err) == said
+        assert probe_video(out).fps == rate
+
+
+def test_the_rate_of_keypoints_found_in_pictures(tmp_path, blazepose_models, clips, capsys):
+    frames = read_frames(clips["single/cam02"], limit=4)
+    write_video(tmp_path / "frames", frames, 1)
+    told = ["--fps", "25", "--stride", "2"]
+    assert main(["pose", str(tmp_path / "frames"), str(tmp_path / "out.npz"), *told]) == 0
+    assert load_keypoints(tmp_path / "out.npz").fps == 12.5
+    assert "do not say" not in capsys.readouterr().err
+    code = main(["pose", str(tmp_path / "frames"), str(tmp_path / "no.npz"), "--fps", "0"])
+    error_of(capsys, code, "frames per second")

@@ -12,13 +12,14 @@ from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError, UserNote
 from animate_jax.inference.pipeline import (
     AnimateAnyonePipeline,
+    check_window,
     default_window,
     rounded_size,
 )
 from animate_jax.inference.preprocessing import resize, skeleton_pixels
 from animate_jax.inference.windows import make_windows
 from animate_jax.pose.render import draw_skeletons
-from animate_jax.video.reading import read_image
+from animate_jax.video.reading import probe_video, read_image
 from animate_jax.video.writing import check_output, exact_rate, side_by_side, write_video
 from animate_jax.weights.model_directory import BUNDLED, read_config
 
@@ -37,11 +38,18 @@ def animate(options) -> None:
     model = options.model or BUNDLED
     config = read_config(model)
     picture = read_image(options.reference)
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed is {options.seed}; give one from 0 to {2**32 - 1}")
+    if options.guidance is not None and not np.isfinite(options.guidance):
+        raise UserError(
+            f"--guidance is {options.guidance}; give a number such as {config.guidance}"
+        )
     noise = _initial_noise(options.initial_noise)
     size = _video_size(options, picture, config)
     sampling_steps(config.schedule, options.steps, options.sampler, options.eta)
     window = options.window or default_window(config)
     make_windows(options.frames or 1, window, options.overlap, options.windows)
+    check_window(config, min(window, _frames_hint(options) or window))
 
     motion, fps = driving_motion(options, picture, size, config.preprocessing.pose)
     fps = options.fps or fps
@@ -106,6 +114,18 @@ def _initial_noise(path):
     if path is None:
         return None
     try:
-        return np.load(path, allow_pickle=False)
+        noise = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not a .npy file of noise ({error})") from error
+    if not isinstance(noise, np.ndarray) or noise.ndim != 4 or noise.dtype.kind not in "fiu":
+        raise UserError(f"{path}: not a .npy file of noise (frames, height / 8, width / 8, 4)")
+    return noise
+
+
+def _frames_hint(options) -> int:
+    """How many frames there will be, as far as that is known beforehand; else 0."""
+    if options.keypoints:
+        return options.frames or 0
+    hint = probe_video(options.driving or options.pose_video).frames_hint
+    hint = -(-hint // options.stride)
+    return min(hint, options.frames or hint)

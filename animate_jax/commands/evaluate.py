@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.evaluation.baselines import copy_reference, warp_reference
 from animate_jax.evaluation.clips import Entry, clip_frames, clip_masks, open_clips
 from animate_jax.evaluation.folders import match_folders, read_pair
 from animate_jax.evaluation.i3d import LEAST_FRAMES
 from animate_jax.evaluation.networks import NETWORKS, find_files, load_lpips, load_network
-from animate_jax.evaluation.pairs import Pair, cross_pairs, own_pairs, read_pairs
+from animate_jax.evaluation.pairs import Pair, cross_pairs, own_pairs, read_pairs, video_pairs
 from animate_jax.evaluation.protocol import SETTINGS, read_protocol
 from animate_jax.evaluation.report import make_report, table, write_report
 from animate_jax.evaluation.score import (
@@ -55,8 +56,11 @@ def evaluate(options) -> None:
     """
     _check_mode(options)
     protocol = read_protocol(options.protocol) if options.protocol else {}
+    sides = "width", "height"
+    told = [name for name in SETTINGS if getattr(options, name) is not None]
     for name in SETTINGS:
-        if getattr(options, name) is None:
+        # One side that is asked for leaves the other to the clips' proportions.
+        if name not in told and not (name in sides and set(sides) & set(told)):
             setattr(options, name, protocol.get("settings", {}).get(name))
     options.stride = options.stride or 1
     usual = Windows()
@@ -105,11 +109,11 @@ def _check_mode(options):
 
 def _load_networks(options) -> Networks:
     files = find_files(options.networks) if options.networks else {}
-    paths = options.lpips or files.get("lpips")
     given = {name: getattr(options, name) for name in NETWORKS}
     given = {name: path or next(iter(files.get(name, [])), None) for name, path in given.items()}
     return Networks(
-        load_lpips(paths) if paths else {},
+        # Of a directory, what is whole; of what is named, all.
+        load_lpips(options.lpips or files.get("lpips", []), halves=not options.lpips),
         {name: load_network(name, path) for name, path in given.items() if path},
     )
 
@@ -156,11 +160,11 @@ def _folders(options) -> tuple[dict, int, Iterator[Case]]:
 def _pairs(options, protocol) -> tuple[dict, int, Iterator[Case]]:
     split = protocol.get("split", {})
     options.split = options.split or split.get("records_split") or "validation"
-    clips = _named(open_clips(options.data, options.split), split.get("ids"), options)
+    clips, missing = _named(open_clips(options.data, options.split), split.get("ids"), options)
     if options.pairs_file:
         pairs = read_pairs(options.pairs_file, clips)
     else:
-        make = cross_pairs if options.cross else own_pairs
+        make = cross_pairs if options.cross else video_pairs if protocol else own_pairs
         pairs = make(clips, options.frames, options.stride)
     pairs = pairs[: options.pairs]
     config = read_config(options.model) if options.model else None
@@ -176,34 +180,49 @@ def _pairs(options, protocol) -> tuple[dict, int, Iterator[Case]]:
     names = "data", "split", "cross", "pairs_file", "seed", "retarget"
     settings = {name: getattr(options, name) for name in names} | how
     settings["pairs"] = len(pairs)
+    if protocol:
+        settings["videos"] = len({clips[pair.truth].source for pair in pairs})
+        settings["missing_videos"] = missing
     return settings, len(pairs), cases()
 
 
-def _named(clips: dict[str, Entry], ids, options) -> dict[str, Entry]:
-    """The clips of a protocol's test videos, by the last part of their sources."""
+def _named(clips: dict[str, Entry], ids, options) -> tuple[dict[str, Entry], list[str]]:
+    """The clips of a protocol's test videos, by the last part of their sources, and which of these
+    videos are not there."""
     if not ids:
-        return clips
+        return clips, []
     kept = {n: clip for n, clip in clips.items() if Path(clip.source).stem in ids}
     if not kept:
         raise UserError(
             f"{options.data}: {options.split} holds none of the videos of the protocol"
             f" {options.protocol}, {ids[0]} to {ids[-1]}; try --split all"
         )
-    return kept
+    missing = sorted(set(ids) - {Path(clip.source).stem for clip in kept.values()})
+    if missing:
+        warnings.warn(
+            f"{options.data}: of the videos of the protocol {options.protocol}, {options.split}"
+            f" lacks {', '.join(missing)}; drops.jsonl of the build may say why",
+            UserNote,
+            stacklevel=3,
+        )
+    return kept, missing
 
 
 def _size(options, clip: Entry, config) -> tuple[int, int]:
-    """(width, height) as asked for; else the first clip's proportions at the model's resolution."""
+    """(width, height) as asked for, one of them or both; else at the model's resolution. What is
+    not asked for is by the first clip's proportions."""
     multiple = config.autoencoder.downscale if config else BASELINE_MULTIPLE
-    shorter = min(clip.width, clip.height)
-    scale = min(1.0, config.resolution / shorter) if config else 1.0
-    if options.width or options.height:
-        sides = options.width or options.height, options.height or options.width
+    if options.width:
+        scale = options.width / clip.width
+    elif options.height:
+        scale = options.height / clip.height
     else:
-        sides = [
-            max(1, round(side * scale / multiple)) * multiple for side in (clip.width, clip.height)
-        ]
-    return rounded_size(*sides, multiple)
+        scale = min(1.0, config.resolution / min(clip.width, clip.height)) if config else 1.0
+    fitting = (
+        max(1, round(side * scale / multiple)) * multiple for side in (clip.width, clip.height)
+    )
+    asked = options.width, options.height
+    return rounded_size(*(given or own for given, own in zip(asked, fitting)), multiple)
 
 
 def _generator(options, config, size) -> tuple[Generator, dict]:

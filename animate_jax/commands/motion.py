@@ -14,7 +14,8 @@ from animate_jax.inference.preprocessing import fit_on_black
 from animate_jax.pose.estimate import estimate_keypoints, estimate_picture, load_estimator
 from animate_jax.pose.keypoints import Keypoints, load_keypoints, load_written_points
 from animate_jax.pose.retarget import retarget
-from animate_jax.video.reading import probe_video, read_frames
+from animate_jax.video.reading import VideoInfo, probe_video, read_frames
+from animate_jax.video.writing import exact_rate
 
 _SIZES = ("driving_size", "target_size", "reference_size")
 
@@ -27,7 +28,10 @@ def pose(options) -> None:
     if out.exists() and not options.overwrite:
         raise UserError(f"{out}: exists; choose another name or add --overwrite")
     check_place(out)
-    keypoints = _keypoints_of_video(options.video, options, _estimator(options))
+    if options.fps is not None:
+        exact_rate(options.fps)
+    info = _probed(options.video, options.fps)
+    keypoints = _keypoints_of_video(options.video, info, options, _estimator(options))
     keypoints.save(out)
     seen = (keypoints.points[..., 2] > 0).any(1)
     print(f"wrote {out}: {len(seen)} frames, the person is seen in {seen.sum()}")
@@ -47,14 +51,17 @@ def driving_motion(
             raise UserError("--retarget needs keypoints; drawn skeletons are taken as they are")
         frames = read_frames(options.pose_video, stride=options.stride, limit=options.frames)
         frames = np.stack([fit_on_black(frame, *size, resample) for frame in frames])
-        return frames, probe_video(options.pose_video).fps / options.stride
+        info = _probed(options.pose_video, _rate(options.pose_video, options))
+        return frames, info.fps / options.stride
     if options.driving:
+        info = _probed(options.driving, _rate(options.driving, options))
         estimator = _estimator(options)
         mode, reference = _reference(options, picture, lambda: estimator)
-        keypoints = _keypoints_of_video(options.driving, options, estimator)
+        keypoints = _keypoints_of_video(options.driving, info, options, estimator)
     else:
         keypoints = _keypoints_from_file(options)
         mode, reference = _reference(options, picture, lambda: _estimator(options))
+    _note_lost(keypoints)
     sizes = dict(
         driving_size=(keypoints.width, keypoints.height),
         target_size=size,
@@ -74,8 +81,23 @@ def _estimator(options):
     return load_estimator(options.backend, det=options.detector, pose=options.pose_network)
 
 
-def _keypoints_of_video(path, options, estimator) -> Keypoints:
+def _rate(path, options) -> float | None:
+    """Of a folder of pictures that is to become a video of --fps; a file has its own."""
+    return options.fps * options.stride if options.fps and Path(path).is_dir() else None
+
+
+def _probed(path, fps: float | None) -> VideoInfo:
+    """What is known of a video; fps: in place of what a file says, or a folder does not."""
     info = probe_video(path)
+    if fps:
+        return dataclasses.replace(info, fps=fps)
+    if Path(path).is_dir():
+        note = f"{path}: pictures do not say their rate; taken as {info.fps:g} per second (--fps)"
+        warnings.warn(note, UserNote, stacklevel=4)
+    return info
+
+
+def _keypoints_of_video(path, info, options, estimator) -> Keypoints:
     total = -(-info.frames_hint // options.stride) if info.frames_hint else None
     if total and options.frames:
         total = min(total, options.frames)
@@ -125,6 +147,13 @@ def _reference(options, picture, estimator):
             ) from error
         _note_unfitted(error)
         return "none", None
+
+
+def _note_lost(keypoints):
+    lost = ~(keypoints.points[..., 2] > 0).any(1)
+    if lost.any():
+        note = f"nobody is found in {lost.sum()} of {len(lost)} frames, which have no skeleton"
+        warnings.warn(f"{note}; cut them off, or try --backend dwpose", UserNote, stacklevel=3)
 
 
 def _note_unfitted(error):

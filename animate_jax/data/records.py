@@ -93,9 +93,7 @@ def open_records(path: str | os.PathLike, split: str) -> RecordSource:
     `copied_records`. Raises UserError when there is none or more than one, when it has no such
     split, and when shards are missing.
     """
-    directory = _find(Path(path)) if is_local(path) else _copy_of(os.fspath(path))
-    info = _read_info(directory / INFO)
-    splits = {entry["name"]: entry for entry in info.get("splits", [])}
+    directory, splits = _splits(path)
     if split not in splits:
         known = ", ".join(splits)
         raise UserError(f"{directory}: there is no split {split!r}; choose one of: {known}")
@@ -108,6 +106,17 @@ def open_records(path: str | os.PathLike, split: str) -> RecordSource:
             " copy the data set again"
         )
     return RecordSource(str(directory), split, shards, int(splits[split].get("numBytes", 0)))
+
+
+def record_splits(path: str | os.PathLike) -> list[str]:
+    """The names of the splits that records have; `path` and errors as of `open_records`."""
+    return list(_splits(path)[1])
+
+
+def _splits(path):
+    directory = _find(Path(path)) if is_local(path) else _copy_of(os.fspath(path))
+    info = _read_info(directory / INFO)
+    return directory, {entry["name"]: entry for entry in info.get("splits", [])}
 
 
 @functools.cache  # validation opens the same ones again and again

@@ -12,10 +12,11 @@ from PIL import Image
 
 from animate_jax.data.clip import decode_frames
 from animate_jax.data.crop import Crop, Cutter
-from animate_jax.data.records import open_records
+from animate_jax.data.records import open_records, record_splits
 from animate_jax.errors import UserError
 
 METADATA = "metadata.jsonl"  # of a clip directory
+PUPPETS = "puppets-"  # how the sources of drawn clips begin; those of one motion are the same
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def open_clips(path: str | os.PathLike, split: str) -> dict[str, Entry]:
 
 def _record_entries(path, split):
     if split == "all":
-        return [*_record_entries(path, "train"), *_record_entries(path, "validation")]
+        return [entry for one in record_splits(path) for entry in _record_entries(path, one)]
     source = open_records(path, split)
 
     def entry(number):
@@ -107,7 +108,7 @@ def clip_masks(record: dict, numbers, size: tuple[int, int]) -> np.ndarray | Non
 
     They are known of puppets, which can be drawn again.
     """
-    if not record["source"].startswith("puppets-"):
+    if not record["source"].startswith(PUPPETS):
         return None
     from data_prep.puppets.masks import puppet_masks
 

@@ -41,18 +41,25 @@ def match_folders(
 def _videos(place):
     if not place.is_dir():
         raise UserError(f"{place}: there is no such folder; give one with videos")
-    videos = {}
+    videos, pictures = {}, []
     for path in place.iterdir():
         suffix = path.suffix.lower()
         if path.name.startswith("."):
             continue
         if path.is_file() and suffix in PICTURE_SUFFIXES:
-            return {"": place}
+            pictures.append(path)
         if path.is_dir() or suffix in VIDEO_SUFFIXES:
             name = path.name if path.is_dir() else path.stem
             if name in videos:
                 raise UserError(f"{place}: holds two videos {name!r}; remove one of them")
             videos[name] = path
+    if pictures and videos:
+        raise UserError(
+            f"{place}: holds the picture {min(pictures).name} beside videos; is it a folder of"
+            " videos, or one video's pictures? remove what does not belong"
+        )
+    if pictures:
+        return {"": place}
     if not videos:
         raise UserError(f"{place}: holds neither videos nor pictures")
     return videos

@@ -102,11 +102,12 @@ def load_network(name: str, path: str | Path) -> Weights:
     return tensors
 
 
-def load_lpips(paths: Iterable[str | Path]) -> dict[str, Weights]:
+def load_lpips(paths: Iterable[str | Path], *, halves: bool = False) -> dict[str, Weights]:
     """{"alex" or "vgg": weights} for whatever the files hold together.
 
     A network's own file and its linear layers may come in any order, also both in one file. Raises
-    UserError where one of the two is missing and for other files.
+    UserError where one of the two is missing, unless `halves` may be there, which are left out; and
+    for other files.
     """
     trunks, linear, paths = {}, {}, [Path(path) for path in paths]
     for path in paths:
@@ -125,7 +126,7 @@ def load_lpips(paths: Iterable[str | Path]) -> dict[str, Weights]:
         if len(own) + len(lins) < len(tensors) or not tensors:
             raise UserError(f"{path}: is neither AlexNet nor VGG-16 nor LPIPS's linear layers")
     incomplete = trunks.keys() ^ linear.keys()
-    if incomplete:
+    if incomplete and not halves:
         (kind, *_) = sorted(incomplete)
         lacking = "linear layers" if kind in trunks else "network"
         files = {"alex": ("alexnet-owt-*.pth", "alex.pth"), "vgg": ("vgg16-*.pth", "vgg.pth")}
@@ -134,7 +135,7 @@ def load_lpips(paths: Iterable[str | Path]) -> dict[str, Weights]:
             f" give both {' and '.join(files[kind])}"
         )
     networks = {}
-    for kind in sorted(trunks):
+    for kind in sorted(trunks.keys() & linear.keys()):
         networks[kind] = {**trunks[kind], **linear[kind]}
 
         def distance(weights, pictures, kind=kind):

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 from animate_jax.errors import UserError
-from animate_jax.evaluation.clips import Entry
+from animate_jax.evaluation.clips import PUPPETS, Entry
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,24 @@ def own_pairs(clips: Mapping[str, Entry], frames: int | None = None, stride: int
     return [_pair(name, name, name, clips, frames, stride) for name in clips]
 
 
+def video_pairs(
+    clips: Mapping[str, Entry], frames: int | None = None, stride: int = 1
+) -> list[Pair]:
+    """As `own_pairs`, but all clips of one filmed video have the first frame of its first clip as
+    their reference, as the protocols have it of whole videos."""
+    first = {}
+    for clip in sorted(clips.values(), key=lambda clip: clip.name):
+        first.setdefault(_video(clip), clip.name)
+    return [
+        _pair(first[_video(clip)], name, name, clips, frames, stride, name)
+        for name, clip in clips.items()
+    ]
+
+
+def _video(clip):
+    return clip.name if clip.source.startswith(PUPPETS) else clip.source
+
+
 def cross_pairs(
     clips: Mapping[str, Entry], frames: int | None = None, stride: int = 1
 ) -> list[Pair]:
@@ -54,7 +72,7 @@ def cross_pairs(
 
     Raises UserError where no two clips share a motion; of filmed people nobody knows the truth.
     """
-    puppets = [clip for clip in clips.values() if clip.source.startswith("puppets-")]
+    puppets = [clip for clip in clips.values() if clip.source.startswith(PUPPETS)]
     pairs = []
     for _, group in groupby(sorted(puppets, key=lambda clip: clip.source), lambda c: c.source):
         names = [clip.name for clip in group]
@@ -69,11 +87,11 @@ def cross_pairs(
     return sorted(pairs, key=lambda pair: pair.name)
 
 
-def _pair(reference, driving, truth, clips, frames, stride):
+def _pair(reference, driving, truth, clips, frames, stride, name=None):
     length = min(clips[driving].frames, clips[truth].frames)
-    first = min(1, length - 1)
+    first = min(1, length - 1) if reference == truth else 0
     count = (length - first - 1) // stride + 1
-    name = reference if reference == driving else f"{reference}, as {driving}"
+    name = name or (reference if reference == driving else f"{reference}, as {driving}")
     return Pair(name, reference, driving, truth, min(count, frames or count), 0, first, stride)
 
 

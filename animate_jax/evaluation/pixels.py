@@ -58,13 +58,21 @@ def psnr_disco(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def flicker(predicted, truth):
     """How a clip (frames, height, width, 3) moves otherwise than its truth, without any warping.
 
-    With d[t] = x[t + 1] - x[t]: the mean of |d_predicted - d_truth|, 0 to 2, and the ratio of
-    mean |d_predicted| to mean |d_truth|: above 1 the clip flickers, below 1 it is too still. NaN
-    for a single frame, and the ratio where the truth stands still.
+    Clips are uint8, or in [0, 1]; pictures are taken two by two, so that memory does not grow with
+    their number. With d[t] = x[t + 1] - x[t]: the mean of |d_predicted - d_truth|, 0 to 2, and the
+    ratio of mean |d_predicted| to mean |d_truth|: above 1 the clip flickers, below 1 it is too
+    still. NaN for a single frame, and the ratio where the truth stands still.
     """
-    ours, true = predicted[1:] - predicted[:-1], truth[1:] - truth[:-1]
-    if not len(ours):
-        return jnp.nan, jnp.nan
-    still = jnp.abs(true).mean()
-    ratio = jnp.where(still > 0, jnp.abs(ours).mean() / jnp.where(still > 0, still, 1), jnp.nan)
-    return jnp.abs(ours - true).mean(), ratio
+    changes = []
+    for t in range(len(predicted) - 1):
+        ours, true = (_unit(clip[t + 1]) - _unit(clip[t]) for clip in (predicted, truth))
+        changes.append([np.abs(x).mean() for x in (ours - true, ours, true)])
+    if not changes:
+        return np.nan, np.nan
+    difference, moves, still = np.mean(changes, 0)
+    return difference, moves / still if still > 0 else np.nan
+
+
+def _unit(picture):
+    picture = np.asarray(picture)
+    return picture / 255 if picture.dtype == np.uint8 else picture.astype(np.float64)

@@ -20,18 +20,22 @@ RESAMPLES, BOOTSTRAP_SEED = 2000, 0
 INTERVAL = "95 % percentile bootstrap over clips"
 
 
-def mean_interval(values: Sequence[float]) -> dict:
+def mean_interval(values: Sequence[float], weights: Sequence[float] | None = None) -> dict:
     """{"mean", "interval", "clips"}: the interval from resampling clips, None for a single one.
 
-    Frames of a clip resemble each other, so clips are what is drawn again.
+    Frames of a clip resemble each other, so clips are what is drawn again. weights: of the clips,
+    by default equal.
     """
     values = np.asarray(values, np.float64)
+    weights = np.ones_like(values) if weights is None else np.asarray(weights, np.float64)
     interval = None
     if len(values) > 1:
         rng = np.random.default_rng(BOOTSTRAP_SEED)
-        drawn = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(1)
+        chosen = rng.integers(len(values), size=(RESAMPLES, len(values)))
+        drawn = np.average(values[chosen], 1, weights[chosen])
         interval = np.quantile(drawn, [0.025, 0.975]).tolist()
-    return {"mean": float(values.mean()), "interval": interval, "clips": len(values)}
+    mean = float(np.average(values, weights=weights))
+    return {"mean": mean, "interval": interval, "clips": len(values)}
 
 
 def make_report(
@@ -40,12 +44,15 @@ def make_report(
     distances: Mapping[str, Mapping],
     left_out: Mapping[str, str],
 ) -> dict:
-    """The report: `rows` are clips, with metrics beside what tells the clip."""
-    means = {
-        name: mean_interval([row[name] for row in rows if name in row])
-        for name in METRICS
-        if any(name in row for row in rows)
-    }
+    """The report: `rows` are clips, with metrics and "frames" beside what tells the clip.
+
+    Means are over clips; those of DisCo's metrics are over frames, as there.
+    """
+    means = {}
+    for name in METRICS:
+        if having := [row for row in rows if name in row]:
+            weights = [row["frames"] for row in having] if name.endswith("_disco") else None
+            means[name] = mean_interval([row[name] for row in having], weights)
     return {
         "settings": dict(settings),
         "versions": _versions(),

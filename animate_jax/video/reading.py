@@ -4,6 +4,7 @@ What is returned is what a viewer would show: EXIF and display-matrix rotations 
 transparency is laid over white, and non-square pixels are stretched to square ones.
 """
 
+import errno
 import os
 import re
 import struct
@@ -15,9 +16,15 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UnreadableError, UserError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# What says nothing about the file: too many are open, the disk or the network is gone, ...
+_OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in "EMFILE ENFILE EIO ENOMEM ENOSPC ESTALE ETIMEDOUT ENOTCONN EINTR EAGAIN".split()
+    if hasattr(errno, name)
+}
 FALLBACK_FPS = 30.0  # for a video file that declares no usable rate
 
 
@@ -55,7 +62,7 @@ def image_to_rgb(image: Image.Image) -> np.ndarray:
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """The picture file at `path` -> uint8 (height, width, 3) RGB.
 
-    Raises UserError when the file is missing or is not a picture that Pillow decodes completely.
+    Raises UnreadableError when the file is missing, or no picture that Pillow decodes completely.
     """
     path = Path(path)
     _require_file(path, "picture")
@@ -63,7 +70,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         with Image.open(path) as image:
             return image_to_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(
+        _require_disk(path, error)
+        raise UnreadableError(
             f"{path}: not a readable picture ({error}); save it again as PNG or JPEG"
         ) from error
 
@@ -121,7 +129,7 @@ def _read_directory(path, stride):
     for picture in _pictures(path)[::stride]:
         frame = read_image(picture)
         if size is not None and frame.shape != size:
-            raise UserError(
+            raise UnreadableError(
                 f"{picture}: {frame.shape[1]}x{frame.shape[0]} pixels, but the pictures before it"
                 f" have {size[1]}x{size[0]}; give all pictures of {path} one size"
             )
@@ -134,7 +142,7 @@ def _read_file(path, stride):
     decoded, failure = 0, None
     with _open(path) as container:
         if not container.streams.video:
-            raise UserError(f"{path}: has no pictures, only other streams; choose a video")
+            raise UnreadableError(f"{path}: has no pictures, only other streams; choose a video")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         size = turn = None
@@ -146,10 +154,11 @@ def _read_file(path, stride):
                 if (decoded - 1) % stride == 0:
                     yield _upright(_to_rgb(frame, *size), *turn)
         except (av.FFmpegError, ValueError) as error:
+            _require_disk(path, error)
             failure = error  # a file that breaks off: the frames before the break count
     if not decoded:
         reason = f" ({failure})" if failure else ""
-        raise UserError(
+        raise UnreadableError(
             f"{path}: no frame of this video can be decoded{reason}; it is damaged or incomplete"
         )
 
@@ -160,25 +169,35 @@ def _open(path):
     try:
         return av.open(str(path.resolve()), options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise UserError(
+        _require_disk(path, error)
+        raise UnreadableError(
             f"{path}: not a readable video ({error}); convert it to H.264 in an .mp4 file"
         ) from error
 
 
+def _require_disk(path, error):
+    if getattr(error, "errno", None) in _OF_THE_MACHINE:
+        raise UserError(f"{path}: cannot be read now ({error}); try again") from error
+
+
 def _require_file(path, kind):
     if not path.exists():
-        raise UserError(f"{path}: there is no such {kind}; check the path")
+        raise UnreadableError(f"{path}: there is no such {kind}; check the path")
     if not path.is_file():
-        raise UserError(f"{path}: is not a file; give the path of a {kind}")
+        raise UnreadableError(f"{path}: is not a file; give the path of a {kind}")
     if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty (0 bytes); copy or download the {kind} again")
+        raise UnreadableError(
+            f"{path}: the file is empty (0 bytes); copy or download the {kind} again"
+        )
 
 
 def _pictures(directory):
     pictures = [p for p in directory.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES]
     pictures = [p for p in pictures if p.is_file() and not p.name.startswith(".")]
     if not pictures:
-        raise UserError(f"{directory}: contains no pictures; name a video or a folder of PNG files")
+        raise UnreadableError(
+            f"{directory}: contains no pictures; name a video or a folder of PNG files"
+        )
     return sorted(pictures, key=lambda p: natural_key(p.name))
 
 

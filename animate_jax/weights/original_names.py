@@ -91,12 +91,14 @@ def rename_unet(tensors: Mapping[str, LazyTensor]) -> StateDict:
 def rename_autoencoder(tensors: Mapping[str, LazyTensor]) -> StateDict:
     """An AutoencoderKL by diffusers' current names.
 
-    Takes the single-file layout (without prefix; the `loss.` weights of training are dropped) and
-    diffusers' own with current or old attention names. Attention projections come out as matrices
-    (out, in) also where they are stored as 1x1 convolutions.
+    Takes the single-file layout (without prefix; what training left, its `loss.` weights and the
+    counters `model_ema.`, is dropped) and diffusers' own with current or old attention names.
+    Attention projections come out as matrices (out, in) also where they are stored as 1x1
+    convolutions.
     """
     if "encoder.down.0.block.0.norm1.weight" in tensors:
-        tensors = {name: t for name, t in tensors.items() if not name.startswith("loss.")}
+        left = "loss.", "model_ema."
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(left)}
         modules = _autoencoder_modules(tensors)
         tensors = {
             _rename(name, modules, _AUTOENCODER_RESNET, "autoencoder"): tensor

@@ -1,4 +1,6 @@
+import errno
 import json
+import sys
 
 import av
 import numpy as np
@@ -8,7 +10,7 @@ from PIL import Image
 from animate_jax.errors import UserError
 from animate_jax.video.reading import probe_video, read_frames
 from animate_jax.video.writing import write_video
-from data_prep.clips import CutSettings, clip_size, cut_video, resized
+from data_prep.clips import CutSettings, clip_size, cut_video, load_cut, resized
 from data_prep.layouts import Video
 
 SETTINGS = CutSettings(min_seconds=0.5, max_seconds=2.0, min_size=32, size=96)
@@ -193,3 +195,23 @@ def test_probe_agrees(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(*files.values())
     info = probe_video(tmp_path / "clip.mp4")
     assert (info.width, info.height, info.fps, info.frames_hint) == (96, 64, 20.0, 40)
+
+
+def test_trouble_of_the_machine_is_no_drop(tmp_path, monkeypatch):
+    """It would be written down as the video's own, and never tried again."""
+    write_video(tmp_path / "a.mp4", moving(40), 20)
+
+    def full(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("animate_jax.video.reading.av.open", full)
+        with pytest.raises(UserError, match="Too many open files.*try again"):
+            cut(tmp_path / "a.mp4")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "scenedetect", None)
+        with pytest.raises(UserError, match="PySceneDetect"):
+            load_cut(SETTINGS)
+        with pytest.raises(UserError, match="PySceneDetect"):
+            cut(tmp_path / "a.mp4")
+    assert cut(tmp_path / "a.mp4")[0]["drops"] == []

@@ -4,6 +4,7 @@ import os
 import pytest
 
 from animate_jax.errors import UserError
+from animate_jax.evaluation.protocol import read_protocol
 from data_prep.layouts import find_videos
 
 
@@ -119,3 +120,12 @@ def test_places_without_videos(tmp_path):
         find_videos(tmp_path / "gone.json", "meta-json")
     with pytest.raises(UserError, match="choose one of folder, meta-json"):
         find_videos(tmp_path, "laion")
+
+
+def test_what_the_tiktok_protocol_tests_on_is_not_trained_on(tmp_path):
+    names = ("00001", "00334", "00335", "00339", "00340", "00341", "dance")
+    touch(tmp_path, *(f"{name}/images/1.png" for name in names))
+    splits = {v.source: v.split for v in find_videos(tmp_path, "tiktok")}
+    held = {name for name, split in splits.items() if split == "validation"}
+    assert held == {"00335", "00339", "00340"} and set(splits.values()) == {None, "validation"}
+    assert held > set(read_protocol("tiktok")["split"]["ids"]) & set(names)

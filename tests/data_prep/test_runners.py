@@ -9,7 +9,7 @@ from animate_jax.errors import UserError
 from data_prep.clips import CutSettings, load_cut
 from data_prep.layouts import Video
 from data_prep.places import list_files, read_bytes, store
-from data_prep.runners import Job, Running, run_jobs
+from data_prep.runners import Job, Running, cores, run_jobs
 
 
 def words():
@@ -71,3 +71,9 @@ def test_impossible_ways_to_run():
         Running(workers=0)
     with pytest.raises(UserError, match="add it"):
         Running(beam_args=["--x"])
+
+
+def test_cores_are_counted_on_every_system(monkeypatch):
+    assert cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS and Windows
+    assert cores() == os.cpu_count()

@@ -9,7 +9,7 @@ from synthetic_records import dot_places, dotted_record
 
 from animate_jax.errors import UserError
 from animate_jax.evaluation.clips import Entry, centre_crop, clip_frames, clip_masks, open_clips
-from animate_jax.evaluation.pairs import Pair, cross_pairs, own_pairs, read_pairs
+from animate_jax.evaluation.pairs import Pair, cross_pairs, own_pairs, read_pairs, video_pairs
 from animate_jax.pose import skeleton as sk
 from data_prep.puppets.generate import PuppetSet, generate
 from data_prep.records import write_records
@@ -79,6 +79,8 @@ def test_records_and_clip_directories_are_the_same(tmp_path, puppets):
         ours, theirs = clip.load(), other.load()
         np.testing.assert_array_equal(ours.pop("keypoints"), theirs.pop("keypoints"))
         assert ours == theirs
+    write_records(puppets, tmp_path / "one", validation=0, progress=False)
+    assert list(open_clips(tmp_path / "one", "all")) == list(directory)
     with pytest.raises(UserError, match="holds no records"):
         open_clips(tmp_path / "nowhere" if (tmp_path / "nowhere").mkdir() else tmp_path / "nowhere",
                    "validation")  # fmt: skip
@@ -95,6 +97,22 @@ def test_own_pairs_leave_the_reference_out():
     assert [list(pair.numbers) for pair in pairs] == [[1, 3, 5], [1, 3], [0]]
     assert {pair.reference_frame for pair in pairs} == {0}
     assert list(own_pairs(clips)[0].numbers) == list(range(1, 10))
+
+
+def test_all_clips_of_a_video_start_from_its_first_frame():
+    sources = {"film-001": "film.mp4", "film-000": "film.mp4", "other-000": "other.mp4"}
+    clips = {name: entry(name, 6, source) for name, source in sources.items()}
+    clips |= {name: entry(name, 6, "puppets-0-0") for name in ("p0", "p1")}  # two characters
+    pairs = {pair.name: pair for pair in video_pairs(clips, frames=4, stride=2)}
+    references = {name: (pair.reference, list(pair.numbers)) for name, pair in pairs.items()}
+    assert references == {
+        "film-000": ("film-000", [1, 3, 5]),
+        "film-001": ("film-000", [0, 2, 4]),
+        "other-000": ("other-000", [1, 3, 5]),
+        "p0": ("p0", [1, 3, 5]),
+        "p1": ("p1", [1, 3, 5]),
+    }
+    assert all(pair.driving == pair.truth == name for name, pair in pairs.items())
 
 
 def test_cross_pairs_join_those_of_one_motion(puppets):

