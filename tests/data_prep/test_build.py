@@ -281,10 +281,10 @@ def test_a_split_of_the_layout_reaches_the_metadata(collection, tmp_path):
 
 
 def test_working_files_that_are_not_ours_are_kept(collection, tmp_path, capsys):
-    for name in ("scratch/thesis.tex", "out/work/thesis.tex"):
+    for name in ("mine/thesis.tex", "out/work/thesis.tex"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("years of work")
-    places = (tmp_path / "new", "--work", tmp_path / "scratch"), (tmp_path / "out",)
+    places = (tmp_path / "new", "--work", tmp_path / "mine"), (tmp_path / "out",)
     for out, *work in places:
         options = "--out", out, *work, "--overwrite"
         assert run("clips", "--videos", collection, *CUT, *options) == 2
