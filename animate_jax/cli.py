@@ -73,7 +73,7 @@ def make_parser():
     inspect.add_argument("model", metavar="MODEL")
     fetch = commands.add_parser("fetch", help="get files that some commands need")
     fetch = fetch.add_subparsers(required=True, metavar="WHAT")
-    models = command("pose-models", _fetch_pose_models, "the networks of --pose blazepose", fetch)
+    models = command("pose-models", _fetch_pose_models, "those of --backend blazepose", fetch)
     models.add_argument("--source", metavar="WHEEL|DIR", help="instead of the package index")
     return parser
 
@@ -103,7 +103,8 @@ def _add_pose_backend(parser):
 def _add_animate(command):
     parser = command("animate", _animate, "make a picture perform a motion")
     add = parser.add_argument
-    add("--model", metavar="DIR", help="local or gs://; by default the small one that comes along")
+    add("--model", metavar="DIR", help="a model directory or a finished training's, local or gs://;"
+        " by default the small one that comes along")  # fmt: skip
     add("--reference", required=True, metavar="IMAGE", help="the character")
     motion = parser.add_mutually_exclusive_group(required=True)
     motion.add_argument("--driving", metavar="VIDEO", help="a video of someone moving")
@@ -112,7 +113,8 @@ def _add_animate(command):
     add("--out", required=True, nargs="+", help=".mp4, .webm, .gif, .npy, or a directory for PNG"
         " frames; several, too")  # fmt: skip
     add("--width", type=_positive, help="in pixels; by default from the model and the picture")
-    add("--height", type=_positive, help="likewise; both are rounded to multiples of 8")
+    add("--height", type=_positive, help="likewise; both are rounded to multiples of 8, or of what"
+        " else the autoencoder shrinks by")  # fmt: skip
     add("--steps", type=_positive, default=20, help="denoising steps")
     add("--guidance", type=float, help="strength of the reference; 1 is none; else the model's")
     add("--seed", type=int, default=0, help="of the initial noise")
@@ -138,9 +140,9 @@ def _add_animate(command):
 
 
 def _positive(text):
-    number = int(text)
+    number = int(text) if text.isascii() and text.isdigit() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return number
 
 
@@ -305,7 +307,7 @@ def _add_evaluate(command):
     add("--frames-detail", action="store_true", help="metrics of every frame in the report, too")
     _add_overwrite(parser)
     add = parser.add_argument_group("what is measured").add_argument
-    add("--model", metavar="DIR", help="a model directory, local or gs://")
+    add("--model", metavar="DIR", help="a model directory or a finished training's")
     add("--baseline", choices=["copy", "warp"], help="reference held still; its limbs moved")
     add("--autoencoder-only", action="store_true", help="the truth, encoded and decoded by"
         " the model: what a denoiser without error would make")  # fmt: skip
@@ -364,8 +366,12 @@ def _new(options):
 def _copy(options):
     from animate_jax.files import directory_path, is_local
     from animate_jax.models.animate_anyone import COMPONENTS
-    from animate_jax.training.stages import model_directory
-    from animate_jax.weights.model_directory import load_model, read_config, save_model
+    from animate_jax.weights.model_directory import (
+        load_model,
+        model_directory,
+        read_config,
+        save_model,
+    )
 
     source, out = model_directory(options.model), directory_path(options.out)
     if not is_local(out) and (source == out or out in source.parents):

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from animate_jax.data.records import METADATA
 from animate_jax.errors import UserError
 
-METADATA = "metadata.jsonl"
 SPLITS = ("train", "validation")
 
 

@@ -69,6 +69,9 @@ def test_keypoints_to_video(model, files, tmp_path, capsys):
     assert (info.width, info.height, info.fps) == (3 * 64, 64, 12.5)
     assert len(list(read_frames(out))) == 3
     assert "wrote" in capsys.readouterr().out
+    reference, _, result = np.split(np.stack(list(read_frames(out))), 3, axis=2)
+    assert np.ptp(reference.astype(int), axis=0).max() < 8  # the same picture in every frame
+    assert np.abs(reference.astype(int) - result).mean() > 8
     # Not again over the same file, unless asked to.
     error_of(capsys, animate(model, files, out, *SMALL), "out.mp4", "overwrite")
     assert animate(model, files, out, *SMALL, "--retarget", "none", "--overwrite") == 0

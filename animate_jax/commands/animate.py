@@ -71,21 +71,24 @@ def animate(options) -> None:
         sampler=options.sampler,
         eta=options.eta,
     )
-    shown = dict.fromkeys(options.out, video)
-    if options.side_by_side:
+
+    def joined():  # one frame at a time: a long clip three times over takes much memory
         reference = resize(picture, *size, config.preprocessing.reference)
-        skeletons = _drawn(motion, size, config.preprocessing.pose)
-        joined = side_by_side(reference, skeletons, video)
-        shown = shown | {beside: joined} if beside else dict.fromkeys(options.out, joined)
+        for skeleton, frame in zip(_drawn(motion, size, config.preprocessing.pose), video):
+            yield side_by_side(reference, skeleton, frame)[0]
+
+    shown = dict.fromkeys(options.out, joined if options.side_by_side is True else lambda: video)
+    if beside:
+        shown[beside] = joined
     for path, pictures in shown.items():
-        write_video(path, pictures, fps, overwrite=options.overwrite)
-        print(f"wrote {path}: {len(pictures)} frames at {fps:g} per second")
+        write_video(path, pictures(), fps, overwrite=options.overwrite)
+        print(f"wrote {path}: {len(video)} frames at {fps:g} per second")
 
 
 def _drawn(motion, size, resample):
     if motion.ndim == 3:
-        return np.stack([draw_skeletons(points, size[1], size[0]) for points in motion])
-    return np.stack([skeleton_pixels(frame, *size, resample) for frame in motion])
+        return (draw_skeletons(points, size[1], size[0]) for points in motion)
+    return (skeleton_pixels(frame, *size, resample) for frame in motion)
 
 
 def _video_size(options, picture, config):

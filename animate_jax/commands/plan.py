@@ -10,7 +10,6 @@ from animate_jax.errors import UserError
 from animate_jax.tpu.plan import describe, plan_sampling, plan_training, sweep
 from animate_jax.tpu.topology import topology_devices
 from animate_jax.training.config import load_config
-from animate_jax.training.stages import model_directory
 from animate_jax.weights.model_directory import read_config
 
 
@@ -19,7 +18,7 @@ def plan(options) -> None:
     keep_compiled(options.serialize)
     devices = topology_devices(options.topology, options.slices)
     if options.what == "animate":
-        model = read_config(model_directory(options.model)) if options.model else sd15()
+        model = read_config(options.model) if options.model else sd15()
         size = options.frames, options.height, options.width
         print(describe(plan_sampling(model, *size, options.steps, options.guidance, devices)))
         return

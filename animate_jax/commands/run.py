@@ -8,6 +8,10 @@ import warnings
 
 from animate_jax.errors import Terminated, UserError, UserNote
 
+MEMORY = (
+    "there is too little memory; ask for less: of animate a smaller --width, --height or --window,"
+    " of train a smaller data.batch_size, a larger accumulate, or remat=full"
+)
 EXTRAS = {"grain": "train", "tensorflow_datasets": "train", "gcsfs": "gcs"}  # who asks for which
 
 
@@ -53,13 +57,18 @@ def run(options: argparse.Namespace, program: str) -> int:
         say("interrupted")
         return 130
     except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            return failed(error, f"error: {MEMORY} ({_one_line(error)[:200]})", 2)
         return failed(error, _unexpected(error), 1)
     return 0
 
 
 def _unexpected(error):
-    text = " ".join(str(error).split())
-    return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+    return f"unexpected {type(error).__name__}: {_one_line(error)} (--debug shows where)"
+
+
+def _one_line(error):
+    return " ".join(str(error).split())
 
 
 def _show_notes(say):

@@ -16,10 +16,9 @@ from animate_jax.errors import UserError
 from animate_jax.files import directory_path, is_local
 from animate_jax.training.checkpoint import latest_step
 from animate_jax.training.config import load_config, workdir_config
-from animate_jax.training.stages import MODEL
 from animate_jax.training.train import finished_step, write_latest
 from animate_jax.training.train import train as run_training
-from animate_jax.weights.model_directory import CONFIG
+from animate_jax.weights.model_directory import CONFIG, MODEL
 
 HEARTBEAT_SECONDS = 30  # after which a process that does not answer counts as gone
 

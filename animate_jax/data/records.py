@@ -24,6 +24,7 @@ from animate_jax.files import cache_directory, is_local, replacing
 
 NAME, VERSION = "animate_clips", "1.0.0"
 INFO = "dataset_info.json"
+METADATA = "metadata.jsonl"  # of a directory of clips, which records are made of
 # Where a data set may lie below the path that a user gives: the version itself, its parents, the
 # directory of a build, a directory of builds.
 _PLACES = ("", "*", f"{NAME}/*", f"*/{NAME}/*", f"*/records/{NAME}/*")
@@ -174,9 +175,12 @@ def _find(path):
         if _read_info(info).get("name") == NAME
     }
     if not found:
+        clips, out = "DIR", path if is_local(path) else "RECORDS, and copy them there"
+        if (path / METADATA).exists():  # these are clips, of which records are made
+            clips, out = path, "RECORDS"
         raise UserError(
-            f"{path}: holds no records; write some with: python -m data_prep records --clips DIR"
-            f" --out {path if is_local(path) else 'DIR, and copy them there'}"
+            f"{path}: holds no records; write some with: python -m data_prep records"
+            f" --clips {clips} --out {out}"
         )
     if len(found) > 1:
         names = ", ".join(map(str, sorted(found)))

@@ -12,10 +12,9 @@ from PIL import Image
 
 from animate_jax.data.clip import decode_frames
 from animate_jax.data.crop import Crop, Cutter
-from animate_jax.data.records import open_records, record_splits
+from animate_jax.data.records import METADATA, open_records, record_splits
 from animate_jax.errors import UserError
 
-METADATA = "metadata.jsonl"  # of a clip directory
 PUPPETS = "puppets-"  # how the sources of drawn clips begin; those of one motion are the same
 
 

@@ -8,6 +8,7 @@ COCO-WholeBody. "Left" is the person's left.
 import json
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,17 @@ import numpy as np
 from animate_jax.errors import UserError
 from animate_jax.files import replacing
 
+# What NumPy raises for files that are no archives of arrays, or damaged ones.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 POINTS = 134
 BODY = slice(0, 18)
 FEET = slice(18, 24)
@@ -115,7 +127,7 @@ def load_keypoints(path: str | os.PathLike) -> Keypoints:
     try:
         with np.load(path, allow_pickle=False) as archive:
             points, fps, size = archive["points"], archive["fps"], archive["size"]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise UserError(
             f"{path}: not a keypoint file ({error}); make one with: animate-jax pose"
         ) from error

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from animate_jax.errors import UserError
@@ -151,7 +152,7 @@ def _from_wheel(wheel):
                 name: archive.read(f"{folder}/{name}")
                 for name, (folder, _) in BLAZEPOSE_FILES.items()
             }
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError) as error:
         raise UserError(
             f"{wheel}: not the wheel of {WHEEL} ({error}); download it again"
         ) from error

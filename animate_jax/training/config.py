@@ -28,9 +28,7 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
     Raises UserError where the file has no get_config, or an override names no key of it or has
     another type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such config file; those shipped lie in configs/")
+    path = _existing(Path(path))
     spec = importlib.util.spec_from_file_location("training_config", path)
     if spec is None:
         raise UserError(f"{path}: is not a Python file; configs are, see configs/base.py")
@@ -50,6 +48,17 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: has no get_config(); see configs/base.py for what it returns")
     return _overridden(module.get_config(), overrides)
+
+
+def _existing(path: Path) -> Path:
+    """The file, or for configs/... the one that was installed, where this is no clone."""
+    if path.is_file():
+        return path
+    package = importlib.util.find_spec("configs")
+    shipped = Path(package.origin).parent if package and package.origin else Path("configs")
+    if path.parts[:1] == ("configs",) and shipped.joinpath(*path.parts[1:]).is_file():
+        return shipped.joinpath(*path.parts[1:])
+    raise UserError(f"{path}: there is no such config file; those shipped lie in {shipped}/")
 
 
 def workdir_config(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> ConfigDict:

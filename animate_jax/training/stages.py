@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,7 +16,6 @@ from animate_jax.config import ModelConfig, MotionConfig, from_dict
 from animate_jax.data.config import DataConfig, data_config
 from animate_jax.diffusion.schedule import NoiseSchedule
 from animate_jax.errors import UserError
-from animate_jax.files import directory_path
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.models.unet import REMAT_POLICIES
 from animate_jax.parallel.mesh import batch_shards, replicated
@@ -47,14 +44,7 @@ from animate_jax.training.step import (
     make_step,
     state_shardings,
 )
-from animate_jax.weights.model_directory import (
-    CONFIG,
-    in_motion,
-    load_model,
-    read_config,
-)
-
-MODEL = "model"  # inside a workdir: the finished stage as a model directory
+from animate_jax.weights.model_directory import in_motion, load_model, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +163,7 @@ def _check(config):
 def _model_config(config) -> ModelConfig:
     given = None if config.model is None else _sized(config.model)
     if config.init_from:
-        model = read_config(model_directory(config.init_from))
+        model = read_config(config.init_from)
         if config.init_components:
             model = _with_components(given, model, config.init_components)
         elif given is not None and _sizes(given) != _sizes(model):
@@ -225,7 +215,7 @@ def _sizes(model: ModelConfig) -> ModelConfig:
 def _motion(config, model, given) -> MotionConfig:
     """Of the model whose motion modules are taken, else of the one there is, else as asked for."""
     if config.motion_from:
-        motion = read_config(model_directory(config.motion_from)).denoising_unet.motion
+        motion = read_config(config.motion_from).denoising_unet.motion
         if motion is None:
             raise UserError(f"{config.motion_from}: this model has no motion modules to take")
         return motion
@@ -236,19 +226,6 @@ def _motion(config, model, given) -> MotionConfig:
 def _sized(values) -> ModelConfig:
     plain = values.to_dict() if isinstance(values, ConfigDict) else values
     return from_dict(ModelConfig, plain, "config.model")
-
-
-def model_directory(path: str | os.PathLike) -> epath.Path:
-    """The model directory that a path stands for: itself, or that of a finished workdir."""
-    directory = directory_path(path)
-    if (directory / MODEL / CONFIG).exists():
-        return directory / MODEL
-    if not (directory / CONFIG).exists() and (directory / "checkpoints").exists():
-        raise UserError(
-            f"{directory}: this training is not finished; finish it, or write its latest"
-            f" checkpoint as a model with: animate-jax train --workdir {directory} --write-model"
-        )
-    return directory
 
 
 def load_parameters(stage: Stage) -> tuple[dict, dict]:
@@ -267,8 +244,7 @@ def source_parameters(stage: Stage, components: Sequence[str]) -> dict:
 
     def read(path, components):
         where = lambda name: shardings.get(tuple(name.split("/")), whole)  # noqa: E731
-        params = load_model(model_directory(path), components=components, shardings=where)[1]
-        return flatten_dict(params)
+        return flatten_dict(load_model(path, components=components, shardings=where)[1])
 
     leaves = {}
     if config.init_from:

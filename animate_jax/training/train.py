@@ -32,7 +32,6 @@ from animate_jax.training.metrics import MetricsWriter
 from animate_jax.training.parameters import merge
 from animate_jax.training.progress import Progress
 from animate_jax.training.stages import (
-    MODEL,
     Stage,
     input_config,
     load_parameters,
@@ -41,7 +40,7 @@ from animate_jax.training.stages import (
 )
 from animate_jax.training.step import TrainState
 from animate_jax.training.validation import Validation
-from animate_jax.weights.model_directory import save_model
+from animate_jax.weights.model_directory import MODEL, save_model
 
 FINISHED = "finished_step"  # inside a workdir: the step that its model is of, if it was the last
 

@@ -15,6 +15,7 @@ from etils import epath
 from PIL import Image
 
 from animate_jax.data.input import FILLER, validation_batches
+from animate_jax.data.records import record_splits
 from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError
 from animate_jax.inference.sampling import sample_clip
@@ -43,6 +44,12 @@ class Validation:
         path = config.validation.path or config.data.path
         if not path:
             raise UserError("config.validation.path is empty; name records, or set every=0")
+        if config.validation.split not in (known := record_splits(path)):
+            raise UserError(
+                f"{path}: has no split {config.validation.split!r} to validate on, but"
+                f" {', '.join(known)}; add --config.validation.split=train, or"
+                " --config.validation.every=0 to train without"
+            )
         clip = config.data.frames > 1
         sets = ({"path": path, "split": config.validation.split},)
         fixed = {"path": "", "sets": sets, "flip": 0.0, "zoom": (1.0, 1.0)}

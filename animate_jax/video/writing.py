@@ -60,12 +60,14 @@ def check_output(path: str | os.PathLike, overwrite: bool = False) -> None:
         if any(not re.fullmatch(r"\d{6}\.png", name) for name in names):
             raise UserError(f"{target}: holds other files than frames; choose a new directory")
         if names and not overwrite:
-            raise UserError(f"{target}: already holds frames; choose another name or overwrite it")
+            raise UserError(
+                f"{target}: already holds frames; choose another name or add --overwrite"
+            )
         return
     if target.is_dir():
         raise UserError(f"{target}: is a directory; choose another name")
     if target.exists() and not overwrite:
-        raise UserError(f"{target}: already exists; choose another name or overwrite it")
+        raise UserError(f"{target}: already exists; choose another name or add --overwrite")
 
 
 def write_video(

@@ -207,7 +207,7 @@ def _find(folder: Path, stem: str) -> Path | None:
 def _open_stem(folder: Path, stem: str) -> Part:
     file = _find(folder, stem)
     if file is None:
-        advice = "; for a model of single pictures switch motion off" * (stem == "motion_module")
+        advice = "; for a model of single pictures add --no-motion" * (stem == "motion_module")
         raise UserError(f"{folder}: {stem}.pth is missing; get the whole set of files{advice}")
     return Part(open_state_dict(file), str(file))
 
@@ -246,7 +246,7 @@ def _elsewhere(option: str, given: Source | None, usual: Source) -> Path:
     except UserError as error:
         if given is not None:
             raise
-        raise UserError(f"{error}; give {option}, for example {_EXAMPLES[option]}") from error
+        raise UserError(f"{error}; add --{option.replace('_', '-')} {_EXAMPLES[option]}") from error
 
 
 def _config(

@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
 from animate_jax.errors import UserError
-from animate_jax.files import check_place, directory_path, replacing_directory
+from animate_jax.files import check_place, replacing_directory
 from animate_jax.models.animate_anyone import COMPONENTS
 from animate_jax.weights.config_files import (
     autoencoder_options,
@@ -25,7 +25,7 @@ from animate_jax.weights.config_files import (
 from animate_jax.weights.items import load_item_on_host
 from animate_jax.weights.lazy_tensor import LazyTensor
 from animate_jax.weights.mappings import to_torch, torch_shapes
-from animate_jax.weights.model_directory import read_config, stored_leaves
+from animate_jax.weights.model_directory import model_directory, read_config, stored_leaves
 from animate_jax.weights.safetensors_writer import write_safetensors_file
 from animate_jax.weights.torch_file import write_torch_file
 
@@ -79,7 +79,7 @@ def export_moore(
     parts = {}
     for component in COMPONENTS:
         parts |= stored_leaves(model, config, component)
-    directory = directory_path(model)
+    directory = model_directory(model)
     total = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize
         for leaves in parts.values()
@@ -124,4 +124,4 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not always <= found <= {*_FILES.values(), *_DESCRIPTIONS}:
         raise UserError(f"{target}: exists and is no earlier export; choose another name")
     if not overwrite:
-        raise UserError(f"{target}: exists already; choose another name or overwrite it")
+        raise UserError(f"{target}: exists already; choose another name or add --overwrite")

@@ -32,6 +32,7 @@ from animate_jax.weights.mappings import torch_name
 BUNDLED = epath.Path(__file__).parents[1] / "bundled"  # the small model that comes along
 FORMAT = 1
 CONFIG = "config.json"
+MODEL = "model"  # inside the workdir of a training: the finished stage as a model directory
 MOTION = "motion_modules"
 _IN_MOTION = re.compile(r"motion_modules_\d+")
 _LOADED_DTYPES = ("float32", "bfloat16")
@@ -75,7 +76,7 @@ def check_target(path: str | os.PathLike, overwrite: bool = False) -> epath.Path
     if not _is_ours(target):
         raise UserError(f"{target}: exists and is not a model directory; choose another name")
     if not overwrite:
-        raise UserError(f"{target}: holds a model already; choose another name or overwrite it")
+        raise UserError(f"{target}: holds a model already; choose another name or add --overwrite")
     return target
 
 
@@ -139,9 +140,28 @@ def _save_components(target, config, components):
             (directory / CONFIG).write_text(text + "\n")
 
 
-def read_config(path: str | os.PathLike) -> ModelConfig:
-    """The sizes of the model in a directory; raises UserError where there is none."""
+def model_directory(path: str | os.PathLike) -> epath.Path:
+    """The model directory that a path stands for: itself, or that of a finished training's workdir.
+
+    Raises UserError where the training is not finished.
+    """
     directory = directory_path(path)
+    if (directory / MODEL / CONFIG).exists():
+        return directory / MODEL
+    if not (directory / CONFIG).exists() and (directory / "checkpoints").exists():
+        raise UserError(
+            f"{directory}: this training is not finished; finish it, or write its latest"
+            f" checkpoint as a model with: animate-jax train --workdir {directory} --write-model"
+        )
+    return directory
+
+
+def read_config(path: str | os.PathLike) -> ModelConfig:
+    """The config of the model in a directory, or in a finished training's workdir.
+
+    Raises UserError where there is none.
+    """
+    directory = model_directory(path)
     file = directory / CONFIG
     if not directory.exists():
         raise UserError(f"{directory}: there is no such model directory; check the path")
@@ -166,7 +186,7 @@ def stored_leaves(
 
     Raises UserError where a part is missing or its shapes are others.
     """
-    directory, parts = directory_path(path), {}
+    directory, parts = model_directory(path), {}
     for item, expected in split_items(component, component_shapes(config, component)).items():
         parts[item] = item_leaves(directory / item)
         problem = _difference(expected, parts[item])
@@ -191,7 +211,7 @@ def load_model(
     all, a function of the path (`denoising_unet/conv_in/kernel`), a tree like the parameters, or
     None for the first device. Raises UserError where there is no model or it is damaged.
     """
-    config = read_config(path)
+    config, directory = read_config(path), model_directory(path)
     components = COMPONENTS if components is None else tuple(components)
     if unknown := sorted(set(components) - set(COMPONENTS)):
         raise UserError(f"a model has no components {unknown}; it has {list(COMPONENTS)}")
@@ -201,13 +221,13 @@ def load_model(
         shardings = SingleDeviceSharding(jax.local_devices()[0])
     params = {}
     # All are checked before the first is loaded: that takes minutes.
-    stored = {component: stored_leaves(path, config, component) for component in components}
+    stored = {component: stored_leaves(directory, config, component) for component in components}
     for component, parts in stored.items():
         leaves = {}
         for item, part in parts.items():
             place = lambda p, c=component: _sharding(shardings, (c, *p))  # noqa: E731
             part = {p: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype) for p, x in part.items()}
-            loaded = load_item(directory_path(path) / item, unflatten_dict(part), place)
+            loaded = load_item(directory / item, unflatten_dict(part), place)
             leaves |= flatten_dict(loaded)
         params[component] = unflatten_dict(leaves)
     return config, params

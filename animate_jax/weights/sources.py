@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from animate_jax.errors import UserError
 from animate_jax.weights.lazy_tensor import LazyTensor
 from animate_jax.weights.safetensors_file import read_safetensors_file
-from animate_jax.weights.torch_file import read_torch_file
+from animate_jax.weights.torch_file import OTHER_FORMATS, read_torch_file
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
@@ -140,8 +140,8 @@ def _sniff(path: Path) -> str:
         return "safetensors"
     if head.lstrip().startswith(b"{"):
         return "index"
-    torch_like = head.startswith((b"PK", b"\x80"))
-    return "safetensors" if path.suffix == ".safetensors" and not torch_like else "torch"
+    known = head.startswith((b"PK", *(magic for magic, _ in OTHER_FORMATS)))
+    return "safetensors" if path.suffix == ".safetensors" and not known else "torch"
 
 
 def _pick(folder: Path, names: tuple[str, ...]) -> Path:

@@ -57,10 +57,14 @@ _NAMES = frozenset(
     + [*STORAGE_DTYPES, *UNTYPED_STORAGES, *TENSOR_DTYPES]
 )
 
-_OTHER_FORMATS = (
-    (b"\x80", "is a bare pickle"),
-    (b"<", "is a web page, not weights"),
-    (b"version https://git-lfs", "is a Git LFS pointer, not the weights themselves"),
+_SAVE_AGAIN = "save it again as safetensors and use that"
+OTHER_FORMATS = (
+    (b"\x80", f"is a bare pickle; {_SAVE_AGAIN}"),
+    (b"<", "is a web page, not weights; download the file itself"),
+    (
+        b"version https://git-lfs",
+        "is a Git LFS pointer, not the weights themselves; get them with: git lfs pull",
+    ),
 )
 
 
@@ -137,10 +141,11 @@ def _check_format(path: Path) -> bytes:
     if head.startswith((b"PK\x03\x04", OLD_MAGIC)):
         return head
     what = "is a tar archive" if head[257:262] == b"ustar" else "is not a PyTorch weight file"
-    for magic, description in reversed(_OTHER_FORMATS):
+    what = f"{what}; {_SAVE_AGAIN}"
+    for magic, description in OTHER_FORMATS:
         if head.startswith(magic):
             what = description
-    raise UserError(f"{path}: {what}; save it again as safetensors and use that")
+    raise UserError(f"{path}: {what}")
 
 
 def _open_old(path: Path) -> tuple[Any, dict[str, Entry]]:

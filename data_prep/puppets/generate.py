@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from animate_jax.data.records import METADATA
 from animate_jax.errors import UserError
 from animate_jax.files import replacing_directory
 from animate_jax.pose.keypoints import Keypoints, load_keypoints
@@ -76,7 +77,7 @@ def generate(puppets: PuppetSet, out: str, *, overwrite: bool = False, progress:
         with bar, replacing_directory(out) as directory:
             (directory / "clips").mkdir()
             (directory / "keypoints").mkdir()
-            with open(directory / "metadata.jsonl", "w", encoding="utf-8") as lines:
+            with open(directory / METADATA, "w", encoding="utf-8") as lines:
                 for group in range(puppets.clips // puppets.group):
                     for line in _write_group(puppets, group, recorded, directory):
                         lines.write(json.dumps(line) + "\n")
@@ -91,7 +92,7 @@ def _check_directory(out, overwrite):
             return
         if not overwrite:
             raise UserError(f"{out}: exists; choose another directory or add --overwrite")
-        if not {entry.name for entry in out.iterdir()} <= {"clips", "keypoints", "metadata.jsonl"}:
+        if not {entry.name for entry in out.iterdir()} <= {"clips", "keypoints", METADATA}:
             raise UserError(f"{out}: holds other files than puppets; choose another directory")
     elif out.exists():
         raise UserError(f"{out}: is a file; choose another name")

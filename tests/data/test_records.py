@@ -105,6 +105,10 @@ def test_errors_say_what_to_do(records, tmp_path):
         open_records(tmp_path, "train")
     with pytest.raises(UserError, match="no split 'test'; choose one of: train, validation"):
         open_records(records, "test")
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "metadata.jsonl").touch()
+    with pytest.raises(UserError, match="records --clips .*clips --out RECORDS"):
+        open_records(tmp_path / "clips", "train")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "dataset_info.json").write_text(json.dumps({"name": "mnist"}))
     with pytest.raises(UserError, match="holds no records"):

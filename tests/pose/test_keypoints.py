@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,16 @@ def test_files_of_another_kind_are_refused(tmp_path):
             kp.load_keypoints(tmp_path / name)
     with pytest.raises(UserError, match="no such keypoint file"):
         kp.load_keypoints(tmp_path / "missing.npz")
+
+
+def test_damaged_files_are_refused_wherever_the_damage_is(tmp_path):
+    path = tmp_path / "pose.npz"
+    kp.Keypoints(random_points(), 25.0, 640, 480).save(path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole) - 8, len(whole) // 60):
+        path.write_bytes(whole[:place] + bytes(8 * [0xA5]) + whole[place + 8 :])
+        with contextlib.suppress(UserError):  # where an archive's dates lie nothing is lost
+            kp.load_keypoints(path)
 
 
 def test_bad_keypoints_are_not_saved(tmp_path):

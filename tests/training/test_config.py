@@ -1,5 +1,6 @@
 """Config files and what the command line changes in them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_bad_overrides(override, message):
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(UserError, match="no such config"):
+    with pytest.raises(UserError, match="no such config .* shipped lie in .*configs/"):
         load_config(tmp_path / "none.py")
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match="no get_config"):
@@ -58,6 +59,13 @@ def test_bad_files(tmp_path):
     (tmp_path / "broken.py").write_text("def get_config(:")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_config(tmp_path / "broken.py")
+
+
+def test_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+    here = load_config("configs/tiny_stage2.py")
+    monkeypatch.syspath_prepend(os.getcwd())  # as where the package is installed
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/tiny_stage2.py") == here
 
 
 def test_a_config_imports_from_the_folder_that_it_lies_in(tmp_path):

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -151,6 +152,7 @@ def test_latest_checkpoint_becomes_a_model(quick, records, tmp_path, monkeypatch
         (["dtype=float16"], "config.dtype is 'float16'"),
         (["optimizer.name=sgd"], "config.optimizer.name is 'sgd'"),
         (["init_from=nowhere"], "no such model directory"),
+        (["validation.every=1", "validation.split=test"], "no split 'test' .*validation.every=0"),
         (["steps=0"], "config.steps is 0"),
     ],
 )
@@ -183,6 +185,19 @@ def test_the_command_line_tells_how_a_run_ended(tmp_path, capsys):
     assert "go together" in capsys.readouterr().err
     assert main(["train", "--workdir", str(tmp_path), "--config", CONFIG, "--write-model"]) == 2
     assert "leave out --config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")],
+)
+def test_too_little_memory_is_no_bug(error, capsys):
+    def end(options):
+        raise error
+
+    assert run(argparse.Namespace(run=end, debug=False), "animate-jax") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "too little memory" in line and "--width" in line and "accumulate" in line
 
 
 def test_a_running_training_is_looked_at_without_a_trace(quick, records, tmp_path):

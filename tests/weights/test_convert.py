@@ -133,13 +133,13 @@ def test_old_attention_names_and_another_place_of_the_autoencoder(moore_layout, 
         old[changed] = tensor[:, :, None, None] if changed != name and tensor.ndim == 2 else tensor
     assert sum(name not in new for name in old) == 16
     folder = moore_layout.linked(tmp_path / "bare", without=("sd-vae-ft-mse", "image_encoder"))
-    with pytest.raises(UserError, match="give vae, for example hf:stabilityai/sd-vae-ft-mse"):
+    with pytest.raises(UserError, match="add --vae hf:stabilityai/sd-vae-ft-mse"):
         moore(folder, tmp_path / "m")
     vae = tmp_path / "vae"
     vae.mkdir()
     shutil.copy(moore_layout.folder / "sd-vae-ft-mse" / "config.json", vae)
     torch.save(old, vae / "diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match="give image_encoder, for example hf:lambdalabs/"):
+    with pytest.raises(UserError, match="add --image-encoder hf:lambdalabs/"):
         moore(folder, tmp_path / "m", vae=vae)
     moore(folder, tmp_path / "m", vae=vae, image_encoder=moore_layout.folder / "image_encoder")
     _, params = load_model(tmp_path / "m", components=["autoencoder"])
@@ -417,7 +417,7 @@ def test_a_file_of_the_unet_alone_with_the_autoencoder_of_another(stable_diffusi
     for name, tensors in files.items():
         torch.save(tensors, tmp_path / f"{name}.ckpt")
     given = dict(image_encoder=folder / "image_encoder")
-    with pytest.raises(UserError, match="give vae"):
+    with pytest.raises(UserError, match="add --vae"):
         sd15(tmp_path / "unet.ckpt", tmp_path / "m", **given)
     sd15(tmp_path / "unet.ckpt", tmp_path / "m", vae=tmp_path / "vae.ckpt", **given)
     _, params = load_model(tmp_path / "m", components=["autoencoder", "denoising_unet"])
@@ -467,7 +467,7 @@ def test_a_start_for_training_needs_networks_that_fit(stable_diffusion, tmp_path
     folder, _ = stable_diffusion
     with pytest.raises(UserError, match="image_encoder.*for example hf:lambdalabs/sd-image-var"):
         sd15(folder / "unet", tmp_path / "m", vae=folder / "vae")
-    with pytest.raises(UserError, match="give vae, for example"):
+    with pytest.raises(UserError, match="add --vae"):
         sd15(folder / "unet", tmp_path / "m", image_encoder=folder / "image_encoder")
     wide = torch_image_encoder(ImageEncoderConfig(32, 64, 2, 4, 56, 14, projection_dim=48))
     wide.save_pretrained(tmp_path / "wide")

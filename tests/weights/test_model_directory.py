@@ -337,6 +337,18 @@ def test_what_is_no_model_directory_is_refused(read, saved, tmp_path):
             read(path)
 
 
+def test_a_finished_training_stands_for_its_model(saved, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for read in (read_config, load_model, describe_model):
+        with pytest.raises(UserError, match="not finished; .* --write-model"):
+            read(tmp_path)
+    (tmp_path / "model").symlink_to(saved)
+    assert read_config(tmp_path) == tiny()
+    assert set(load_model(tmp_path, components=["pose_guider"])[1]) == {"pose_guider"}
+    rows = describe_model(saved).splitlines()[1:]
+    assert describe_model(tmp_path).splitlines()[1:] == rows
+
+
 @pytest.mark.parametrize("read", [load_model, describe_model])
 def test_parts_that_are_missing_or_of_other_sizes_are_named(read, saved, tmp_path):
     path = linked(saved, tmp_path / "without", without=["motion_modules"])

@@ -56,6 +56,16 @@ def test_safetensors_of_every_dtype_read_as_saved(tmp_path, dtype):
         assert array.tobytes() == tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+def test_what_was_downloaded_instead_of_weights_is_named(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+    with pytest.raises(UserError, match="Git LFS pointer, .* git lfs pull"):
+        open_state_dict(file)
+    file.write_text("<!DOCTYPE html><html>sign in</html>")
+    with pytest.raises(UserError, match="web page"):
+        open_state_dict(file)
+
+
 def test_content_decides_the_format_not_the_suffix(tmp_path):
     save(tmp_path / "a.safetensors", 1).rename(tmp_path / "a.bin")
     save(tmp_path / "b.pth", 2).rename(tmp_path / "b.safetensors")
