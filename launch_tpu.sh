@@ -360,7 +360,7 @@ observe() { # prints what is the case, in one word, for a failure with its exit 
 }
 
 judge() { # what every worker reports
-  local idle=yes running='' stopped='' lost='' worst=0 word state code
+  local idle=yes running='' stopped='' lost='' missed='' worst=0 word state code
   while read -r word _ state code; do
     [ "$word" = worker ] || continue
     [ "$state" = idle ] || idle=''
@@ -368,17 +368,23 @@ judge() { # what every worker reports
       running) running=yes ;;
       stopped) stopped=yes ;;
       ended) # told to end, but not by hand: its machine goes or went
-        if [ "$code" = 143 ]; then lost=yes; elif [ "$code" -gt "$worst" ]; then worst=$code; fi ;;
+        case $code in
+          143) lost=yes ;;
+          75 | 134) missed=yes ;; # without another one, by our own word or JAX's
+          *) if [ "$code" -gt "$worst" ]; then worst=$code; fi ;;
+        esac ;;
       *) lost=yes ;; # nothing was started, or its machine restarted
     esac
   done
+  # Who fails leaves the others alone; where all were left alone, starting again helps.
+  if [ -n "$missed" ] && [ "$worst" = 0 ]; then lost=yes; fi
   if [ -n "$idle" ]; then echo idle
   elif [ -n "$running" ] && [ "$lost$worst" = 0 ]; then echo running
   elif [ -n "$running" ]; then echo partial
   elif [ -n "$stopped" ]; then echo stopped
   elif [ -n "$lost" ]; then echo interrupted
   elif [ "$worst" = 0 ]; then echo finished
-  else echo "failed $worst"; fi # those that missed another one ended with 2
+  else echo "failed $worst"; fi
 }
 
 recover() { # WHAT was observed
@@ -404,7 +410,15 @@ count_restart() { # ends the watch when there are too many
 
 end_watch() { # CODE MESSAGE
   say "$2"
-  if [ -n "$then_delete" ]; then delete --quiet; else say "$name still costs money"; fi
+  if [ -n "$then_delete" ]; then
+    local times=0
+    until delete --quiet || { find_resource && [ "$resource" = MISSING ]; }; do
+      times=$((times + 1))
+      [ "$times" -lt $((6 * GRACE)) ] || fail "$1" "$name could not be deleted and costs money"
+      say "that did not work; trying again"
+      sleep "$POLL"
+    done
+  else say "$name still costs money"; fi
   exit "$1"
 }
 
@@ -432,7 +446,9 @@ watch() {
       preempted) own=yes ;;
       # A slice is gone before it is called preempted; the others end because they miss it.
       failed*) [ "$times" -lt "$GRACE" ] || end_watch "${seen#failed }" "training $seen" ;;
-      unknown) [ "$times" -lt $((6 * GRACE)) ] || fail 1 "gcloud cannot tell how $name is" ;;
+      unknown) # who wants it deleted in the end is not left with it
+        [ -n "$then_delete" ] || [ "$times" -lt $((6 * GRACE)) ] ||
+          fail 1 "gcloud cannot tell how $name is; while it is there it costs money" ;;
     esac
     case $seen in preempted | missing | idle | partial | interrupted)
       if [ "$times" -ge "$patience" ]; then

@@ -113,8 +113,8 @@ def _add_animate(command):
     add("--out", required=True, nargs="+", help=".mp4, .webm, .gif, .npy, or a directory for PNG"
         " frames; several, too")  # fmt: skip
     add("--width", type=_positive, help="in pixels; by default from the model and the picture")
-    add("--height", type=_positive, help="likewise; both are rounded to multiples of 8, or of what"
-        " else the autoencoder shrinks by")  # fmt: skip
+    add("--height", type=_positive, help="likewise; both are rounded down to multiples of 8, or of"
+        " what else the autoencoder shrinks by")  # fmt: skip
     add("--steps", type=_positive, default=20, help="denoising steps")
     add("--guidance", type=float, help="strength of the reference; 1 is none; else the model's")
     add("--seed", type=int, default=0, help="of the initial noise")
@@ -128,7 +128,7 @@ def _add_animate(command):
     add("--reference-keypoints", metavar="FILE", help="the reference's pose, where none is found:"
         " .npz, or .json written by hand")  # fmt: skip
     add("--window", type=_positive, help="frames that are denoised together; else 24, or the most")
-    add("--overlap", type=int, default=4, help="frames that neighbouring windows share")
+    add("--overlap", type=int, help="frames that neighbouring windows share; else 4")
     add("--windows", default="tapered", choices=["tapered", "moore"], help="how windows join")
     add("--initial-noise", metavar="NPY", help="(frames, height / 8, width / 8, channels)")
     add("--dtype", choices=["float32", "bfloat16"], help="by default float32 on CPU, else bfloat16")
@@ -333,7 +333,7 @@ def _add_evaluate(command):
     add("--guidance", type=float, help="strength of the reference; 1 is none; else the model's")
     add("--seed", type=int, default=0, help="of the first video's noise; the next has the next")
     add("--window", type=_positive, help="frames that are denoised together; else 24, or the most")
-    add("--overlap", type=int, default=4, help="frames that neighbouring windows share")
+    add("--overlap", type=int, help="frames that neighbouring windows share; else 4")
     add("--dtype", choices=["float32", "bfloat16"], help="by default float32 on CPU, else bfloat16")
     add = parser.add_argument_group("networks of metrics", "see docs/evaluation.md").add_argument
     add("--networks", metavar="DIR", help="holds files with their usual names")

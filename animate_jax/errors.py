@@ -4,12 +4,20 @@
 class UserError(Exception):
     """Bad input; the message is one line that says what is wrong and what to do.
 
-    The command line prints it and exits with code 2.
+    The command line prints it and exits with `code`.
     """
+
+    code = 2
 
 
 class UnreadableError(UserError):
     """A picture or video that does not decode, or is not there; trying again does not help."""
+
+
+class PartnerLost(UserError):
+    """Another process of the run is gone; starting all of them again helps."""
+
+    code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class UserNote(UserWarning):

@@ -104,7 +104,7 @@ def test_size_follows_the_reference_and_is_rounded(model, files, tmp_path, capsy
     out = tmp_path / "out.npy"
     options = ["--height", "61", "--steps", "1", "--retarget", "none", "--frames", "1"]
     assert animate(model, files, out, *options) == 0
-    assert np.load(out).shape == (1, 64, 48, 3)  # 100 x 120 pixels, 48 x 64
+    assert np.load(out).shape == (1, 56, 48, 3)  # 100 x 120 pixels; 61 lines are 7 latents
     assert "not divisible by 8" in capsys.readouterr().err
 
 

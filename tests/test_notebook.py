@@ -42,7 +42,7 @@ def test_commands_of_the_released_part(notebook):
     lines = "\n".join(cell.source for cell in notebook.cells if is_released(cell))
     commands = lines.replace("\\\n", " ").splitlines()
     commands = [line.removeprefix("!") for line in commands if line.startswith("!")]
-    assert len(commands) == 3
+    assert len(commands) == 2
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "animate-jax"

@@ -35,6 +35,7 @@ from animate_jax.inference.pipeline import (
     default_window,
     rounded_size,
 )
+from animate_jax.inference.windows import default_overlap
 from animate_jax.pose.render import draw_skeletons
 from animate_jax.pose.retarget import retarget
 from animate_jax.video.writing import side_by_side, write_video
@@ -246,8 +247,8 @@ def _generator(options, config, size) -> tuple[Generator, dict]:
     sampling = {
         "steps": options.steps,
         "guidance": config.guidance if options.guidance is None else options.guidance,
-        "window": options.window or default_window(config),
-        "overlap": options.overlap,
+        "window": (window := options.window or default_window(config)),
+        "overlap": default_overlap(window) if options.overlap is None else options.overlap,
     }
     generate = functools.partial(
         pipeline, width=size[0], height=size[1], progress=False, **sampling

@@ -10,7 +10,7 @@ import numpy as np
 
 from animate_jax.errors import UserError, UserNote
 from animate_jax.files import check_place
-from animate_jax.inference.preprocessing import fit_on_black
+from animate_jax.inference.preprocessing import fit_drawing
 from animate_jax.pose.estimate import estimate_keypoints, estimate_picture, load_estimator
 from animate_jax.pose.keypoints import Keypoints, load_keypoints, load_written_points
 from animate_jax.pose.retarget import retarget
@@ -43,14 +43,14 @@ def driving_motion(
     """What the pipeline takes as motion, and its frames per second.
 
     Keypoints (frames, 134, 3) in pixels of the video of `size` (width, height), retargeted to the
-    person in the reference picture (H, W, 3); for --pose-video the drawn frames, fitted into the
-    size with their proportions kept.
+    person in the reference picture (H, W, 3); for --pose-video the drawn frames, stretched as the
+    reference is where their proportions are its own, else fitted into the size with theirs kept.
     """
     if options.pose_video:
         if options.retarget not in (None, "none"):
             raise UserError("--retarget needs keypoints; drawn skeletons are taken as they are")
         frames = read_frames(options.pose_video, stride=options.stride, limit=options.frames)
-        frames = np.stack([fit_on_black(frame, *size, resample) for frame in frames])
+        frames = np.stack([fit_drawing(frame, picture, *size, resample) for frame in frames])
         info = _probed(options.pose_video, _rate(options.pose_video, options))
         return frames, info.fps / options.stride
     if options.driving:

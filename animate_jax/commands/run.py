@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, program: str) -> int:
             _show_notes(say)
             options.run(options)
     except UserError as error:
-        return failed(error, f"error: {error}", 2)
+        return failed(error, f"error: {error}", error.code)
     except ImportError as error:
         for package, extra in EXTRAS.items():
             if error.name == package or f"install {package}" in str(error):
@@ -57,10 +57,15 @@ def run(options: argparse.Namespace, program: str) -> int:
         say("interrupted")
         return 130
     except Exception as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if lacks_memory(error):
             return failed(error, f"error: {MEMORY} ({_one_line(error)[:200]})", 2)
         return failed(error, _unexpected(error), 1)
     return 0
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether the machine or a device has too little memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _unexpected(error):

@@ -10,9 +10,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from animate_jax.commands.run import lacks_memory
 from animate_jax.compiled import keep_compiled
 from animate_jax.data.records import INFO, NAME, VERSION
-from animate_jax.errors import UserError
+from animate_jax.errors import PartnerLost, UserError
 from animate_jax.files import directory_path, is_local
 from animate_jax.training.checkpoint import latest_step
 from animate_jax.training.config import load_config, workdir_config
@@ -40,10 +41,10 @@ def train(options) -> None:
         else:
             _train(config, options.config, workdir)
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or lacks_memory(error):
             raise
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(
+        raise PartnerLost(
             "another process of this run has ended or cannot be reached; start all of them again,"
             f" they go on from the last checkpoint ({reason})"
         ) from error

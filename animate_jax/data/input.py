@@ -31,30 +31,34 @@ class Batches(grain.DatasetIterator):
 
     reference uint8 (rows, height, width, 3), frames uint8 (rows, frames, height, width, 3),
     keypoints float32 (rows, frames, 134, 3), record int32 (rows, 3): number of the set, of the
-    record in it, and of the first frame. rows = batch_size / process_count; the processes' rows
-    one after the other are the batch of a single process.
+    record in it, and of the first frame. They are the given `shards` of `shard_count` equal parts
+    of the batch, one after the other.
 
     The state is {"next_batch": n}, the same on all processes and for any number of them; where a
     step takes one batch, n is the step. Works with `grain.checkpoint.CheckpointSave`.
     """
 
     def __init__(
-        self, samples: grain.MapDataset, config: DataConfig, process_index: int, process_count: int
+        self,
+        samples: grain.MapDataset,
+        config: DataConfig,
+        shards: Sequence[int],
+        shard_count: int,
     ):
         super().__init__()
         self._next_batch = 0
         self._running = []  # the iterator that is under way, if any
         # Also where nobody closes it: grain's threads must end before Python's modules do.
         weakref.finalize(self, _close, self._running)
-        if config.batch_size % process_count:
+        if config.batch_size % shard_count:
             raise UserError(
-                f"a batch of {config.batch_size} cannot be shared by {process_count} processes;"
+                f"a batch of {config.batch_size} cannot be split into {shard_count} parts;"
                 " make config.data.batch_size a multiple of that"
             )
-        rows = config.batch_size // process_count
-        self._config, self._rows = config, rows
-        own = _Rows(samples, config.batch_size, process_index * rows, rows)
-        self._samples = grain.MapDataset.source(own)
+        size = config.batch_size // shard_count
+        rows = [shard * size + row for shard in shards for row in range(size)]
+        self._config, self._rows = config, len(rows)
+        self._samples = grain.MapDataset.source(_Rows(samples, config.batch_size, rows))
 
     def __len__(self) -> int:
         """Batches in all; of training, as good as infinite."""
@@ -97,8 +101,8 @@ class Batches(grain.DatasetIterator):
 def training_batches(
     config: DataConfig,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    shards: Sequence[int] = (0,),
+    shard_count: int = 1,
     sources: Sequence | None = None,
 ) -> Batches:
     """Endless batches, shuffled and mixed by weight.
@@ -114,14 +118,14 @@ def training_batches(
     ]
     mixed = grain.MapDataset.mix(places, [one.weight for one in config.sets])
     samples = mixed.random_map(partial(_sample, config, sources), seed=seeds[-1])
-    return Batches(samples, config, process_index, process_count)
+    return Batches(samples, config, shards, shard_count)
 
 
 def validation_batches(
     config: DataConfig,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    shards: Sequence[int] = (0,),
+    shard_count: int = 1,
     sources: Sequence | None = None,
 ) -> Batches:
     """One sample of every record, in order; the same ones whenever it is called.
@@ -141,7 +145,7 @@ def validation_batches(
     samples = places.repeat(-(-full // count))[:full]
     samples = samples.random_map(partial(_sample, config, sources), seed=config.seed)
     samples = samples.map_with_index(partial(_mark_filler, count))
-    return Batches(samples, config, process_index, process_count)
+    return Batches(samples, config, shards, shard_count)
 
 
 class _Places:
@@ -160,16 +164,15 @@ class _Places:
 class _Rows:
     """A process's rows of every batch, as one source."""
 
-    def __init__(self, samples, batch_size, first, rows):
-        self._samples, self._batch_size = samples, batch_size
-        self._first, self._rows = first, rows
+    def __init__(self, samples, batch_size, rows):
+        self._samples, self._batch_size, self._rows = samples, batch_size, rows
 
     def __len__(self):
-        return len(self._samples) // self._batch_size * self._rows
+        return len(self._samples) // self._batch_size * len(self._rows)
 
     def __getitem__(self, index):
-        batch, row = divmod(index, self._rows)
-        return self._samples[batch * self._batch_size + self._first + row]
+        batch, row = divmod(index, len(self._rows))
+        return self._samples[batch * self._batch_size + self._rows[row]]
 
 
 def _close(running):

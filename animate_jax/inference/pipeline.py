@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import warnings
 
@@ -65,7 +64,7 @@ class AnimateAnyonePipeline:
         seed: int = 0,
         initial_noise=None,
         window: int | None = None,
-        overlap: int = 4,
+        overlap: int | None = None,
         windows: str = "tapered",
         sampler: str = "ddim",
         eta: float = 0.0,
@@ -78,13 +77,13 @@ class AnimateAnyonePipeline:
         motion: keypoints, as a `Keypoints` (whose frame is fitted into the video's) or an array
             (frames, 134, 3) in pixels of the video; or drawn skeletons (frames, H, W, 3), uint8 or
             float in [0, 1].
-        width, height: of the video in pixels; rounded to multiples of 8, with a warning.
+        width, height: of the video in pixels; rounded down to multiples of 8, with a warning.
         guidance: classifier-free guidance, by default what suits the model; 1 or less computes no
             unconditional prediction.
         initial_noise: (frames, height / 8, width / 8, 4), in place of noise from `seed`.
         window, overlap, windows: videos longer than `window` frames are sampled in overlapping
             windows, see `inference.windows.make_windows`; by default windows of 24 frames, or of
-            as many as the motion modules know.
+            as many as the motion modules know, that share 4.
         sampler, eta: see `diffusion.samplers.sampling_steps`.
 
         Raises UserError for input that does not fit.
@@ -216,10 +215,11 @@ def default_dtype(dtype=None):
 
 
 def rounded_size(width: int, height: int, multiple: int) -> tuple[int, int]:
-    """The nearest sizes above 0 that are divisible by `multiple`; warns where they change."""
+    """The next smaller sizes above 0 that are divisible by `multiple`, as PyTorch's pipelines
+    take them; warns where they change."""
     if min(width, height) < 1:
         raise UserError(f"a video of {width}x{height} pixels is not possible")
-    sizes = tuple(max(1, math.floor(size / multiple + 0.5)) * multiple for size in (width, height))
+    sizes = tuple(max(1, size // multiple) * multiple for size in (width, height))
     if sizes != (width, height):
         warnings.warn(
             f"{width}x{height} is not divisible by {multiple}; using {sizes[0]}x{sizes[1]}",

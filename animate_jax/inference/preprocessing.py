@@ -31,6 +31,16 @@ def fit_on_black(picture: np.ndarray, width: int, height: int, resample: str) ->
     return canvas
 
 
+def fit_drawing(
+    drawing: np.ndarray, reference: np.ndarray, width: int, height: int, resample: str
+) -> np.ndarray:
+    """A drawn skeleton for a video of (height, width): stretched as the reference (H, W, 3) will be
+    where both have the same proportions, so that they still fit each other, else `fit_on_black`."""
+    proportions = [picture.shape[1] / picture.shape[0] for picture in (drawing, reference)]
+    alike = abs(np.log(proportions[0] / proportions[1])) < 0.01
+    return (resize if alike else fit_on_black)(drawing, width, height, resample)
+
+
 def image_encoder_pixels(
     picture: np.ndarray, config: ImageEncoderConfig, resample: str
 ) -> np.ndarray:

@@ -14,19 +14,26 @@ import numpy as np
 from animate_jax.errors import UserError
 
 KINDS = ("tapered", "moore")
+OVERLAP = 4  # frames
+
+
+def default_overlap(window: int) -> int:
+    """Frames that windows share where nothing else is asked for."""
+    return max(0, min(OVERLAP, window - 1))
 
 
 def make_windows(
-    frames: int, window: int, overlap: int, kind: str = "tapered"
+    frames: int, window: int, overlap: int | None = None, kind: str = "tapered"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frame indices (n, min(window, frames)) int and weights of the same shape, float32.
 
     The weights of a frame sum to 1 over the windows. `overlap` is the least number of frames that
-    neighbouring windows share (for `moore`: exactly). Raises UserError for an unknown kind, a
-    window below 1 or an overlap outside 0 .. window - 1.
+    neighbouring windows share (for `moore`: exactly); None is 4, or less where windows are smaller.
+    Raises UserError for an unknown kind, a window below 1 or an overlap outside 0 .. window - 1.
     """
     if kind not in KINDS:
         raise UserError(f"windows is {kind!r}; it can be one of {list(KINDS)}")
+    overlap = default_overlap(window) if overlap is None else overlap
     if window < 1 or not 0 <= overlap < window:
         raise UserError(
             f"a window of {window} frames with an overlap of {overlap} is not possible; "

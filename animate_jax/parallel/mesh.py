@@ -80,36 +80,40 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def input_share(mesh: Mesh) -> dict[str, int]:
-    """Which part of every batch this process reads, as `training_batches` and others take it.
+def input_share(mesh: Mesh) -> dict[str, int | tuple[int, ...]]:
+    """Which parts of every batch this process reads, as `training_batches` and others take it.
 
-    Where `tensor` reaches over several processes, these hold the same rows and read the same part.
-    Raises UserError for a mesh in which the rows of two processes overlap in part.
+    On TPUs they need not lie side by side. Where `tensor` reaches over several processes, these
+    hold the same rows and read the same parts. Raises UserError for a mesh in which the rows of two
+    processes overlap in part.
     """
     processes = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
     return share_of(jax.process_index(), processes.reshape(batch_shards(mesh), -1))
 
 
-def share_of(process: int, processes: np.ndarray) -> dict[str, int]:
+def share_of(process: int, processes: np.ndarray) -> dict[str, int | tuple[int, ...]]:
     """`input_share` of a process, from the numbers of the processes (batch shards, tensor) whose
     devices the mesh consists of."""
-    held = {p: tuple(np.flatnonzero((processes == p).any(1))) for p in np.unique(processes)}
+    all_held = ((p, np.flatnonzero((processes == p).any(1))) for p in np.unique(processes))
+    held = {p: tuple(rows.tolist()) for p, rows in all_held}
     parts = sorted(set(held.values()))
     if len(np.concatenate(parts)) != len(processes) or len({len(part) for part in parts}) > 1:
         raise UserError(
             "in this mesh some processes share a part of their rows; make config.mesh.tensor"
             " divide the devices of a process, or be a multiple of them"
         )
-    return {"process_index": parts.index(held[process]), "process_count": len(parts)}
+    return {"shards": held[process], "shard_count": len(processes)}
 
 
 def place_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """The batch of which this process has `rows`, see `input_share`, split over the mesh."""
-    count, sharding = input_share(mesh)["process_count"], batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, x, (len(x) * count, *x.shape[1:]))
-        for name, x in rows.items()
-    }
+    share, sharding = input_share(mesh), batch_sharding(mesh)
+
+    def place(x):
+        size = len(x) // len(share["shards"]) * share["shard_count"]
+        return jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
+
+    return {name: place(x) for name, x in rows.items()}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -20,6 +20,29 @@ LOSS = "validation_loss"  # the metric that the best checkpoints are kept by
 ITEMS = ("state", "data", "config")
 
 
+_reported = 0  # steps of this process, over all stages that it trains
+
+
+class _Checkpoints(ocp.CheckpointManager):
+    """Orbax's, but told to end at any time.
+
+    JAX's preemption manager agrees on the step after the highest that any process has reported to
+    it, which was none at first, and compares for equality: a process that goes on at step 5000, or
+    with another stage, would never meet a step agreed on before its first.
+    """
+
+    def __init__(self, *arguments, **options):
+        self._offset = None  # from steps of the stage to those of the process
+        super().__init__(*arguments, **options)
+
+    def reached_preemption(self, step: int) -> bool:
+        global _reported
+        if self._offset is None:
+            self._offset = _reported + 1 - step
+        _reported = max(_reported, step + self._offset)
+        return super().reached_preemption(step + self._offset)
+
+
 def open_checkpoints(
     workdir: epath.Path, *, every: int = 1, keep_last: int = 2, keep_best: int = 0
 ) -> ocp.CheckpointManager:
@@ -46,9 +69,12 @@ def open_checkpoints(
                 ),
             ]
         ),
+        # Without it, losses would not be written, and after a restart nothing known of the best.
+        best_fn=lambda metrics: metrics[LOSS],
+        best_mode="min",
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(workdir / "checkpoints", options=options, item_names=ITEMS)
+    return _Checkpoints(workdir / "checkpoints", options=options, item_names=ITEMS)
 
 
 def save(

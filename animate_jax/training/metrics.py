@@ -11,10 +11,13 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import jax
 from etils import epath
+
+from animate_jax.errors import UserNote
 
 FLUSH_SECONDS = 10.0
 
@@ -47,7 +50,13 @@ class MetricsWriter:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
+            try:
+                self.flush()
+            except Exception as error:  # a bucket's are of many kinds; the next time may do
+                reason = " ".join(str(error).split())
+                note = f"{self._file}: cannot be written now ({reason})"
+                warnings.warn(note, UserNote, stacklevel=2)
+                self._flushed = time.monotonic()
 
     def flush(self) -> None:
         """Everything so far to disk; the file is replaced as a whole."""

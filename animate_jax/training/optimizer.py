@@ -84,7 +84,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             muon_weight_dimension_numbers=_kernels,
         )
     else:
-        main = optax.adafactor(rate, weight_decay_rate=config.weight_decay or None)
+        # optax subtracts it as it is, while AdamW's is a share of the rate.
+        decay = (lambda step: config.weight_decay * rate(step)) if config.weight_decay else None
+        main = optax.adafactor(rate, weight_decay_rate=decay)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, main)
 

@@ -130,22 +130,28 @@ class Progress:
         )
         self._begin()
 
-    def validate(self, validation, state, frozen, step: int, *, videos: bool = True) -> float:
-        """Validation loss and videos after a step, written and said; returns the loss."""
-        start = time.monotonic()
-        loss = validation.loss(state.result, frozen)
-        values = {"validation_loss": loss}
-        if videos and self._config.validation.videos:
-            values |= validation.videos(
-                state.result, frozen, self._workdir / "samples" / f"{step:07d}"
-            )
-        self._writer.write(step, values)
-        extra = "".join(
-            f", {name} {values[name]:.2f}" for name in values if name != "validation_loss"
-        )
-        self.say(f"step {step}: validation loss {loss:.5f}{extra}")
-        self._started += time.monotonic() - start  # not the training's time
+    def validate(self, validation, state, frozen, step: int) -> float:
+        """The validation loss after a step, written and said."""
+        with self._aside():
+            loss = validation.loss(state.result, frozen)
+            self._writer.write(step, {"validation_loss": loss})
+            self.say(f"step {step}: validation loss {loss:.5f}")
         return loss
+
+    def show_videos(self, validation, state, frozen, step: int) -> None:
+        """Sampled videos after a step, and how near they come."""
+        target = self._workdir / "samples" / f"{step:07d}"
+        with self._aside():
+            values = validation.videos(state.result, frozen, target)
+            self._writer.write(step, values)
+            self.say(f"step {step}: " + ", ".join(f"{n} {x:.2f}" for n, x in values.items()))
+
+    @contextlib.contextmanager
+    def _aside(self):
+        """What happens meanwhile is not the training's time."""
+        start = time.monotonic()
+        yield
+        self._started += time.monotonic() - start
 
     def explain(self, step: int, metrics: Metrics) -> UserError:
         """Writes which records made a step's loss impossible; returns the error to raise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from animate_jax.config import ModelConfig, MotionConfig, from_dict
 from animate_jax.data.config import DataConfig, data_config
 from animate_jax.diffusion.schedule import NoiseSchedule
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.models.unet import REMAT_POLICIES
 from animate_jax.parallel.mesh import batch_shards, replicated
@@ -184,13 +185,22 @@ def _model_config(config) -> ModelConfig:
         model = dataclasses.replace(model, denoising_unet=unet)
     else:
         model = without_motion(model)
-    if config.schedule is not None:
-        schedule = from_dict(NoiseSchedule, dict(config.schedule), "config.schedule")
-        model = dataclasses.replace(model, schedule=schedule)
     if config.objective == "denoising":
+        if config.schedule is not None:
+            model = _with_schedule(model, config)
         side = min(config.data.height, config.data.width)
         model = dataclasses.replace(model, resolution=side)
     return model
+
+
+def _with_schedule(model: ModelConfig, config) -> ModelConfig:
+    schedule = from_dict(NoiseSchedule, dict(config.schedule), "config.schedule")
+    if config.init_from and schedule != model.schedule:
+        before, now = dataclasses.asdict(model.schedule), dataclasses.asdict(schedule)
+        changes = [f"{k} {before[k]} -> {x}" for k, x in now.items() if x != before[k]]
+        note = f"the model will be sampled with the noise that it is now trained with: {changes}"
+        warnings.warn(f"{config.init_from}: {note}", UserNote, stacklevel=2)
+    return dataclasses.replace(model, schedule=schedule)
 
 
 def _with_components(given: ModelConfig | None, stored: ModelConfig, names) -> ModelConfig:

@@ -95,7 +95,7 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
             progress.say(f"changed since the last checkpoint: {', '.join(changed)}")
         with contextlib.closing(progress):
             if validation and not first:  # where the curve begins
-                progress.validate(validation, state, frozen, 0, videos=False)
+                progress.validate(validation, state, frozen, 0)
             for step in range(first + 1, config.steps + 1):
                 with progress.waiting():
                     rows = next(batches)
@@ -106,8 +106,11 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
                 state, metrics = train_step(state, frozen, batch)
                 under_way.append((step, metrics))
 
-                last, ended = step == config.steps, terminated.is_set()
-                evaluate = validation and (last or step % config.validation.every == 0)
+                last = step == config.steps
+                ended = terminated.is_set() or (manager.reached_preemption(step) and not last)
+                evaluate = validation and (
+                    last or (not ended and step % config.validation.every == 0)
+                )
                 save = last or ended or manager.should_save(step)
                 while len(under_way) > (0 if evaluate or save else 1):
                     number, metrics = under_way.popleft()
@@ -123,7 +126,10 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
                 if save:
                     writer.flush()  # first: a checkpoint without its log would leave a gap
                     _save(manager, state, step, plain_config, loss, force=last or ended)
-                if ended or (not last and manager.reached_preemption(step)):
+                # After the state is safe: it takes a while, and the machine may be about to go.
+                if evaluate and config.validation.videos and not ended:
+                    progress.show_videos(validation, state, frozen, step)
+                if ended:
                     manager.wait_until_finished()
                     raise Terminated(
                         f"told to end after step {step}, which is saved; the same command goes on"

@@ -81,11 +81,9 @@ class Validation:
         Each shows reference, skeleton, sample and truth side by side; `sheet.png` shows them all.
         Returns their mean PSNR against the truth, in dB.
         """
-        count = self._stage.config.validation.videos
         batch = next(iter(self._batches(self._video_input)))
         shown = self._sample(learned, frozen, batch)
-        sampled, skeletons, truth = (np.asarray(x)[:count] for x in shown[:3])
-        reference = np.asarray(shown[3])[:count]
+        sampled, skeletons, truth, reference = map(np.asarray, shown)
         error = (sampled.astype(np.float64) - truth) ** 2
         psnr = 10 * np.log10(255**2 / np.maximum(error.mean(axis=(1, 2, 3, 4)), 1e-6))
         if jax.process_index() == 0:
@@ -142,7 +140,9 @@ class Validation:
             sampled = slices(lambda x: model.decode_latents(params, x), flat)
             skeletons = jnp.round(skeletons * 255).astype(jnp.uint8)
         sampled = jnp.round(sampled * 255).astype(jnp.uint8).reshape(batch["frames"].shape)
-        return sampled, skeletons, batch["frames"], batch["reference"]
+        # Every process gets the result: no more of it than is shown, on a pod with many shards.
+        results = sampled, skeletons, batch["frames"], batch["reference"]
+        return [x[: options.videos] for x in results]
 
 
 def sample_examples(

@@ -8,6 +8,7 @@ no more than a few tensors in memory.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from animate_jax.config import ModelConfig, MotionConfig, PoseGuiderConfig, UNetConfig
 from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.models.animate_anyone import COMPONENTS
 from animate_jax.weights import sizes
 from animate_jax.weights.config_files import find_options, read_json
@@ -98,7 +99,7 @@ def convert_moore(
     }
     motion_config = None
     if motion:
-        parts[MOTION] = modules
+        parts[MOTION] = modules = _with_positions(modules)
         motion_config = sizes.motion_config(modules.tensors, modules.what, motion_heads)
     guider = parts["pose_guider"]
     config = _config(
@@ -171,8 +172,22 @@ def _new_motion(motion: Source, heads: int, seed: int) -> tuple[MotionConfig, Pa
     groups = options.get("motion_norm_num_groups", MotionConfig.norm_groups)
     if type(heads) is not int or type(groups) is not int:
         raise UserError(f"{where}: heads {heads!r} or groups {groups!r} are no whole numbers")
-    part = Part(rename_motion_modules(open_state_dict(path)), str(path))
-    return sizes.motion_config(part.tensors, part.what, heads, groups), part
+    part = _with_positions(Part(rename_motion_modules(open_state_dict(path)), str(path)))
+    config = sizes.motion_config(part.tensors, part.what, heads, groups)
+    if config.max_frames == 24:
+        warnings.warn(
+            f"{path}: looks like AnimateDiff's first version, which was trained with norms over all"
+            " frames in the UNet, unlike here; its second or third version fits better",
+            UserNote,
+            stacklevel=2,
+        )
+    return config, part
+
+
+def _with_positions(motion: Part) -> Part:
+    """AnimateDiff's newer files leave out the tables of positions, which are sines."""
+    known = any(name.endswith(".pos_encoder.pe") for name in motion.tensors)
+    return motion if known else replace(motion, fresh=r".*\.pos_encoder\.pe")
 
 
 def _new_guider(

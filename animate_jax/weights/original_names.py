@@ -10,10 +10,11 @@ something that should be there is not, or something is there that should not be.
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from itertools import count
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.weights.lazy_tensor import LazyTensor
 
 StateDict = dict[str, LazyTensor]
@@ -125,7 +126,7 @@ def pose_guider_from_controlnet(tensors: Mapping[str, LazyTensor]) -> StateDict:
 
 
 def rename_motion_modules(tensors: Mapping[str, LazyTensor]) -> StateDict:
-    """The motion modules of a checkpoint by AnimateDiff's names; all else is left out.
+    """The motion modules of a checkpoint by AnimateDiff's names; all else is left out, with a note.
 
     Takes AnimateDiff's files (with or without a leading `module.`, also those that hold a whole
     UNet) and diffusers' MotionAdapter, whose one table of positions serves both attentions here.
@@ -133,6 +134,9 @@ def rename_motion_modules(tensors: Mapping[str, LazyTensor]) -> StateDict:
     motion = {n.removeprefix("module."): t for n, t in tensors.items() if ".motion_modules." in n}
     if not motion:
         raise UserError("the checkpoint holds no motion modules (no name has .motion_modules.)")
+    if others := [name for name in tensors if ".motion_modules." not in name]:
+        note = f"{len(others)} tensors are of no motion module and left out, such as {others[0]}"
+        warnings.warn(note, UserNote, stacklevel=2)
     result = {}
     for name, tensor in motion.items():
         for new_name in _motion_names(name):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,14 +21,15 @@ from animate_jax.config import (
     PoseGuiderConfig,
     UNetConfig,
 )
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.weights.config_files import (
     IMAGE_ENCODER_TYPES,
     check_autoencoder_options,
     check_unet_options,
 )
 
-_HEADS = 8  # of Stable Diffusion 1.x, and diffusers' default for attention_head_dim
+# Of Stable Diffusion 1.x; the heads are diffusers' default for attention_head_dim, too.
+_HEADS, _CHANNELS = 8, (320, 640, 1280, 1280)
 
 
 def unet_config(tensors: Mapping, what: str, options: Mapping[str, Any], where: str) -> UNetConfig:
@@ -72,17 +74,19 @@ def motion_config(
 ) -> MotionConfig:
     """The motion modules of a UNet.
 
-    Shapes do not show the heads and groups of norms, 8 and 32 in all that is published.
+    Shapes do not show the heads and groups of norms, 8 and 32 in all that is published. Nor do
+    files without tables of positions show for how many frames they are; 32 then.
     """
     module = "down_blocks.0.motion_modules.0.temporal_transformer"
     block = f"{module}.transformer_blocks"
     channels = _shape(tensors, f"{module}.proj_in.weight", what, 2)[0]
-    positions = _shape(tensors, f"{block}.0.attention_blocks.0.pos_encoder.pe", what, 3)
+    table = f"{block}.0.attention_blocks.0.pos_encoder.pe"
+    known = _shape(tensors, table, what, 3)[1] if table in tensors else MotionConfig.max_frames
     config = MotionConfig(
         heads=heads,
         transformer_blocks=_count(tensors, block),
         attentions=_count(tensors, f"{block}.0.attention_blocks"),
-        max_frames=positions[1],
+        max_frames=known,
         norm_groups=groups,
         mid_block=_count(tensors, "mid_block.motion_modules") > 0,
     )
@@ -230,6 +234,13 @@ def _whole(options: Mapping, key: str, default: int, where: str) -> int:
 
 def _heads(options: Mapping, channels: tuple[int, ...], where: str) -> tuple[int, ...]:
     """Heads per level. diffusers' attention_head_dim has always meant their number."""
+    if not options and channels != _CHANNELS:
+        warnings.warn(
+            f"weights do not show the number of attention heads; {_HEADS} are assumed, as in Stable"
+            " Diffusion 1.x, whose other sizes these are not: a config.json would tell",
+            UserNote,
+            stacklevel=2,
+        )
     value = options.get("num_attention_heads") or options.get("attention_head_dim", _HEADS)
     heads = tuple(value) if isinstance(value, list) else (value,) * len(channels)
     if len(heads) != len(channels) or any(

@@ -52,8 +52,12 @@ def open_state_dict(path: str | Path, names: Sequence[str] = ()) -> dict[str, La
         path = _pick(path, tuple(names))
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; give a weight file or a folder with one")
-    read = {"index": _open_shards, "safetensors": read_safetensors_file}
-    return _without_prefix(read.get(_sniff(path), read_torch_file)(path))
+    return _without_prefix(_open_shards(path) if _sniff(path) == "index" else _open_file(path))
+
+
+def _open_file(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of one file under the names that they have in it."""
+    return (read_safetensors_file if _sniff(path) == "safetensors" else read_torch_file)(path)
 
 
 def _without_prefix(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -185,7 +189,7 @@ def _open_shards(path: Path) -> dict[str, LazyTensor]:
             raise UserError(f"{path}: its shard {name} is missing; get the whole checkpoint")
         if _sniff(shard) == "index":
             raise UserError(f"{shard}: is an index, not a shard")
-        shards[name] = open_state_dict(shard)
+        shards[name] = _open_file(shard)
     for key, name in shard_of.items():
         if key not in shards[name]:
             raise UserError(f"{path}: the tensor {key!r} is not in its shard {name}")

@@ -269,11 +269,28 @@ def _find_state_dict(path: Path, value: Any) -> dict[str, _Window]:
             raise UserError(f"{path}: has the tensor name {name!r}, which is not a string")
         if type(entry) is _Window:
             windows[name] = entry
-        elif not (entry is None or type(entry) in (bool, int, float, str)):
+        elif _hides_tensors(entry):
             raise UserError(
                 f"{path}: {name!r} is a {type(entry).__name__}, not a tensor; save only the weights"
             )
     return windows
+
+
+def _hides_tensors(entry: Any) -> bool:
+    """Whether what lies beside tensors is more than a note, such as a dict of settings."""
+    waiting, seen = [entry], set()  # no recursion: containers may hold each other, or themselves
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if type(one) is dict:
+            waiting += one.values()
+        elif type(one) in (list, tuple):
+            waiting += one
+        elif not (one is None or type(one) in (bool, int, float, str)):
+            return True
+    return False
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -99,15 +99,22 @@ def test_the_position_is_saved_by_orbax(sources, uninterrupted, tmp_path):
     assert_equal(take(restored, 3), uninterrupted[5:8])
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_the_same_batches(sources, uninterrupted, count):
+@pytest.mark.parametrize("processes", [[[0], [1]], [[0], [1], [2], [3]], [[0, 3], [2, 1]]])
+def test_processes_share_the_same_batches(sources, uninterrupted, processes):
+    count = sum(map(len, processes))
     parts = [
-        take(training_batches(CONFIG, process_index=i, process_count=count, sources=sources[:1]), 8)
-        for i in range(count)
+        take(training_batches(CONFIG, shards=held, shard_count=count, sources=sources[:1]), 8)
+        for held in processes
     ]
-    assert len(parts[0][0]["record"]) == 4 // count
+    assert len(parts[0][0]["record"]) == 4 // len(processes)
+    order = np.argsort(sum(processes, []))  # of the shards, each of as many rows
+
+    def together(arrays):
+        shards = np.concatenate([x.reshape(-1, 4 // count, *x.shape[1:]) for x in arrays])
+        return shards[order].reshape(4, *shards.shape[2:])
+
     joined = [
-        {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
+        {name: together([part[name] for part in batch]) for name in batch[0]}
         for batch in zip(*parts)
     ]
     assert_equal(joined, uninterrupted[:8])
@@ -153,7 +160,7 @@ def test_sets_are_mixed_by_weight(sources):
 def test_validation_takes_every_record_in_order(sources, count):
     config = dataclasses.replace(CONFIG, sets=(ONE, TWO), batch_size=8, workers=2)
     parts = [
-        validation_batches(config, process_index=i, process_count=count, sources=sources)
+        validation_batches(config, shards=[i], shard_count=count, sources=sources)
         for i in range(count)
     ]
     assert all(len(part) == 3 for part in parts)
@@ -164,7 +171,7 @@ def test_validation_takes_every_record_in_order(sources, count):
     assert rows[19:].tolist() == [[-1, -1, -1]] * 5
     filled = batches[-1][-1]["reference"][-1]
     assert filled.max() > 0  # a real picture
-    again = list(validation_batches(config, process_count=count, sources=sources))
+    again = list(validation_batches(config, shard_count=count, sources=sources))
     assert_equal(batches[0], again)
 
 
@@ -225,8 +232,8 @@ def test_impossible_configs(changes, message):
 
 
 def test_impossible_runs(sources, tmp_path):
-    with pytest.raises(UserError, match="batch of 4 cannot be shared by 3 processes"):
-        training_batches(CONFIG, process_count=3, sources=sources[:1])
+    with pytest.raises(UserError, match="batch of 4 cannot be split into 3 parts"):
+        training_batches(CONFIG, shard_count=3, sources=sources[:1])
     with pytest.raises(UserError, match="one: train holds no records"):
         training_batches(CONFIG, sources=[[]])
     with pytest.raises(UserError, match="one: train holds no records"):

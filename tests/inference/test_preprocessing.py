@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from animate_jax.inference.preprocessing import fit_on_black
+from animate_jax.inference.preprocessing import fit_drawing, fit_on_black, resize
 
 
 def test_a_picture_of_other_proportions_is_fitted_and_not_stretched():
@@ -15,3 +15,13 @@ def test_a_picture_of_other_proportions_is_fitted_and_not_stretched():
     assert (tall[:, 45:55] == 9).all() and tall.sum() == 3 * 9 * 100 * 10
     same = np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8)
     np.testing.assert_array_equal(fit_on_black(same, 6, 8, "bicubic"), same)
+
+
+def test_a_drawing_is_stretched_as_its_reference_is():
+    drawing = np.random.default_rng(0).integers(0, 256, (96, 54, 3), np.uint8)
+    same, other = np.zeros((960, 541, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
+    stretched = fit_drawing(drawing, same, 64, 98, "lanczos")
+    np.testing.assert_array_equal(stretched, resize(drawing, 64, 98, "lanczos"))
+    fitted = fit_drawing(drawing, other, 64, 98, "lanczos")
+    np.testing.assert_array_equal(fitted, fit_on_black(drawing, 64, 98, "lanczos"))
+    assert not np.array_equal(stretched, fitted)

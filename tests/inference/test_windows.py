@@ -29,6 +29,12 @@ def test_tapered_windows_are_open_ended_and_overlap_enough():
         assert weights[0, 0] == weights[-1, -1] == 1
 
 
+def test_small_windows_overlap_by_less():
+    for window, overlap in ((1, 0), (3, 2), (4, 3), (5, 4), (24, 4)):
+        for ours, given in zip(make_windows(30, window), make_windows(30, window, overlap)):
+            np.testing.assert_array_equal(ours, given)
+
+
 def test_tapers_are_straight():
     _, weights = make_windows(44, 24, 4)
     np.testing.assert_allclose(weights[0], [1] * 20 + [0.8, 0.6, 0.4, 0.2], atol=1e-6)

@@ -2,8 +2,8 @@
 
 Everything is in the folder $FAKE_CLOUD: `calls` (every command line), `resource` (absent until it
 is created), `workers/NAME` (home directories), `bucket` (all of gs://) and, written by tests,
-`coming` (the states that `describe` goes through after a creation), `unreachable` (a node) and
-`refuse` (an exit code for creations).
+`coming` (the states that `describe` goes through after a creation), `unreachable` (a node),
+`refuse` (an exit code for creations) and `busy` (so many deletions fail).
 """
 
 import json
@@ -81,6 +81,10 @@ def describe(words, flags):
 
 def delete(words, flags):
     assert "force" in flags
+    busy = CLOUD / "busy"
+    if busy.exists() and (times := int(busy.read_text())):
+        busy.write_text(str(times - 1))
+        return error(1, "UNAVAILABLE: try again")
     shutil.rmtree(CLOUD / "workers")
     RESOURCE.unlink()
     return 0

@@ -306,8 +306,8 @@ def test_watch_waits_whether_a_failure_was_a_preemption(cloud):
     cloud.launch("create", *FLAGS, "--spot")
     process = watch(cloud, LAUNCH_GRACE_POLLS="1000")
     cloud.until_trained(2)
-    cloud.trainer(2)  # the slices that are left miss the one that is gone
-    cloud.until(lambda: "failed 2" in process.err())
+    cloud.trainer(137)
+    cloud.until(lambda: "failed 137" in process.err())
     cloud.trainer("goes-on")
     cloud.resource(coming=["SUSPENDED"])
     cloud.until_trained(4)
@@ -326,6 +326,32 @@ def test_watch_does_not_repeat_what_fails_by_itself(cloud, code):
     cloud.trainer(0)  # repaired
     assert watch(cloud).wait(PATIENCE) == 0
     assert len(cloud.trained()) == 4
+
+
+@pytest.mark.parametrize("code", [75, 134])
+def test_watch_restarts_trainers_that_missed_each_other(cloud, code):
+    cloud.launch("create", *FLAGS)
+    process = watch(cloud)
+    cloud.until_trained(2)
+    cloud.trainer(code)
+    cloud.until(lambda: "interrupted" in process.err())
+    cloud.trainer("goes-on")
+    cloud.until(lambda: len(cloud.trained()) >= 4)
+    cloud.trainer(0)
+    assert process.wait(PATIENCE) == 0
+    assert len(cloud.calls("create")) == 1 and "failed" not in process.err()
+
+
+@pytest.mark.parametrize("busy, end", [(2, "deleted"), (1000, "could not be deleted and costs")])
+def test_a_deletion_is_tried_again(cloud, busy, end):
+    (cloud.folder / "busy").write_text(str(busy))
+    cloud.trainer(0)
+    cloud.launch("create", *FLAGS)
+    process = watch(cloud, "--then-delete", LAUNCH_POLL_SECONDS="0.01")
+    code = process.wait(PATIENCE)
+    assert "trying again" in process.err()
+    assert (cloud.folder / "resource").exists() == (end != "deleted")
+    assert code == 0 and (end == "deleted" or end in process.err())
 
 
 def test_watch_restarts_training_that_a_machine_lost_but_not_for_ever(cloud):

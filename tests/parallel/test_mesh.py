@@ -107,18 +107,18 @@ def test_nothing_large_of_the_full_model_stays_whole():
 @pytest.mark.parametrize(
     "processes, shares",
     [
-        ([[0], [0], [1], [1]], {0: 0, 1: 1}),  # a process after the other
-        ([[0], [1], [0], [1]], {0: 0, 1: 1}),  # their rows alternate
-        ([[0, 1], [2, 3]], {0: 0, 1: 0, 2: 1, 3: 1}),  # tensor over two processes each
-        ([[2, 3], [0, 1]], {0: 1, 1: 1, 2: 0, 3: 0}),
-        ([[0, 0, 1, 1]], {0: 0, 1: 0}),  # one shard
+        ([[0], [0], [1], [1]], {0: (0, 1), 1: (2, 3)}),  # a process after the other
+        ([[0], [1], [1], [0]], {0: (0, 3), 1: (1, 2)}),  # in a ring, as on a TPU
+        ([[0, 1], [2, 3]], {0: (0,), 1: (0,), 2: (1,), 3: (1,)}),  # tensor over two each
+        ([[2, 3], [0, 1]], {0: (1,), 1: (1,), 2: (0,), 3: (0,)}),
+        ([[0, 0, 1, 1]], {0: (0,), 1: (0,)}),  # one shard
     ],
 )
 def test_processes_that_hold_the_same_rows_read_the_same(processes, shares):
-    processes, count = np.array(processes), max(shares.values()) + 1
-    for process, index in shares.items():
+    processes = np.array(processes)
+    for process, shards in shares.items():
         found = share_of(process, processes)
-        assert found == {"process_index": index, "process_count": count}
+        assert found == {"shards": shards, "shard_count": len(processes)}
 
 
 def test_rows_that_are_shared_in_part_are_refused():

@@ -9,17 +9,19 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 from quick_training import CONFIG, LEARNED, quick_loss
 
 from animate_jax.cli import main
 from animate_jax.commands.run import run
-from animate_jax.errors import Terminated, UserError
+from animate_jax.errors import PartnerLost, Terminated, UserError, UserNote
+from animate_jax.training import checkpoint
 from animate_jax.training import train as loop
 from animate_jax.training.checkpoint import latest_step, stored_config
 from animate_jax.training.config import load_config, workdir_config
-from animate_jax.training.metrics import read_metrics
+from animate_jax.training.metrics import MetricsWriter, read_metrics
 from animate_jax.training.stages import Stage
 from animate_jax.weights.model_directory import load_model
 
@@ -118,10 +120,14 @@ def test_a_bad_loss_names_the_records_and_keeps_the_state(records, tmp_path, mon
     assert (tmp_path / "checkpoints" / str(told["step"] - 1)).exists() or told["step"] == 1
 
 
-def test_the_last_and_the_best_checkpoints_are_kept(quick, records, tmp_path, monkeypatch):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_last_and_the_best_checkpoints_are_kept(quick, records, tmp_path, monkeypatch, parts):
     values = iter([9.0, 3.0, 1.0, 2.0, 5.0, 4.0, 6.0])  # the first before the first step
     monkeypatch.setattr("animate_jax.training.validation.Validation.loss", lambda *_: next(values))
-    settings = config(records, "validation.every=2", "validation.videos=0", "keep_last=2")
+    options = ["validation.every=2", "validation.videos=0", "keep_last=2"]
+    settings = config(records, *options)
+    if parts == 2:  # interrupted after the best, which is known then from its file only
+        loop.train(config(records, *options, "steps=6"), tmp_path, progress=False)
     loop.train(settings, tmp_path, progress=False)
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [4, 10, 12]  # the lowest validation loss was after step 4
@@ -179,6 +185,12 @@ def test_the_command_line_tells_how_a_run_ended(tmp_path, capsys):
 
     assert run(argparse.Namespace(run=end, debug=False), "animate-jax") == 143
     assert capsys.readouterr().err == "animate-jax: told to end after step 5\n"
+
+    def lose(options):
+        raise PartnerLost("start all of them again")
+
+    assert run(argparse.Namespace(run=lose, debug=False), "animate-jax") == 75
+    assert capsys.readouterr().err == "animate-jax: error: start all of them again\n"
     assert main(["train", "--workdir", str(tmp_path)]) == 2
     assert "add --config CONFIG to begin" in capsys.readouterr().err
     assert main(["train", "--workdir", str(tmp_path), "--config", CONFIG, "--process", "0"]) == 2
@@ -198,6 +210,34 @@ def test_too_little_memory_is_no_bug(error, capsys):
     assert run(argparse.Namespace(run=end, debug=False), "animate-jax") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "too little memory" in line and "--width" in line and "accumulate" in line
+
+
+def test_preemption_is_agreed_on_in_steps_of_the_process(quick, records, tmp_path, monkeypatch):
+    """JAX begins to count at 0 when a process starts, whatever step training goes on from."""
+    asked = []
+    monkeypatch.setattr(checkpoint, "_reported", 0)
+    monkeypatch.setattr(ocp.utils, "reached_preemption", asked.append)
+    loop.train(config(records, "steps=3"), tmp_path / "one", progress=False)
+    assert sorted(set(asked)) == [1, 2, 3]
+    loop.train(config(records, "steps=5"), tmp_path / "one", progress=False)  # goes on after 3
+    assert sorted(set(asked)) == [1, 2, 3, 4, 5]
+    loop.train(config(records, "steps=2"), tmp_path / "next", progress=False)  # another stage
+    assert sorted(set(asked)) == [1, 2, 3, 4, 5, 6, 7]
+    monkeypatch.setattr(ocp.utils, "reached_preemption", lambda count: count == 8)
+    with pytest.raises(Terminated, match="after step 3"):
+        loop.train(config(records, "steps=9"), tmp_path / "next", progress=False)
+
+
+def test_a_log_that_cannot_be_written_for_once_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("animate_jax.training.metrics.FLUSH_SECONDS", -1.0)
+    writer = MetricsWriter(epath.Path(tmp_path), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "flush", lambda _: 1 / 0)
+        with pytest.warns(UserNote, match="metrics.jsonl: cannot be written now"):
+            writer.write(1, {"loss": 1.0})
+    writer.write(2, {"loss": 0.5})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    writer.close()
 
 
 def test_a_running_training_is_looked_at_without_a_trace(quick, records, tmp_path):

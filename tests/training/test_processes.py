@@ -1,6 +1,7 @@
 """Killed, joined by a second process, abandoned by it: a run ends with the same numbers."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -76,7 +77,21 @@ def test_two_processes_are_as_one_and_one_alone_does_not_hang(records, tmp_path)
     killed = time.monotonic()
     assert first.wait(90) != 0
     assert time.monotonic() - killed < 60
+    assert first.returncode in (75, -signal.SIGABRT), first.told()  # which `watch` starts again
     assert "process" in first.told()
+
+    # Told to end before it has gone on by a step, a run ends after one.
+    shutil.copytree(tmp_path / "alone", tmp_path / "told")
+    pair = start_pair([*arguments, "--config.steps=1000000"], tmp_path / "told")
+    while "parameters learn" not in pair[0].told():
+        assert pair[0].poll() is None, pair[0].told()
+        time.sleep(0.01)
+    for process in pair:
+        process.send_signal(signal.SIGTERM)
+    for process in pair:
+        assert process.wait(PATIENCE) == 143, process.told()
+    assert "told to end after step" in pair[0].told()
+
     pair = start_pair(arguments, tmp_path / "alone")
     for process in pair:
         assert process.wait(PATIENCE) == 0, process.told()

@@ -12,7 +12,8 @@ from small_model import small_model
 
 from animate_jax import AnimateAnyonePipeline
 from animate_jax.config import to_dict
-from animate_jax.errors import UserError
+from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
+from animate_jax.errors import UserError, UserNote
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.training.checkpoint import open_checkpoints
@@ -21,7 +22,7 @@ from animate_jax.training.metrics import read_metrics
 from animate_jax.training.stages import make_stage, source_parameters
 from animate_jax.training.train import train
 from animate_jax.video.reading import read_frames
-from animate_jax.weights.model_directory import load_model
+from animate_jax.weights.model_directory import load_model, save_model
 
 LEARNED = ("denoising_unet", "reference_unet", "pose_guider")
 
@@ -53,9 +54,9 @@ def test_stage_1_leaves_autoencoder_and_image_encoder_alone(first_stage):
 
 
 def test_validation_is_written(first_stage):
-    row = read_metrics(first_stage)[-1]
-    assert row["step"] == 3 and 0 < row["validation_loss"] < 10
-    assert 0 < row["sample_psnr"] < 60
+    loss, videos = read_metrics(first_stage)[-2:]
+    assert loss["step"] == 3 and 0 < loss["validation_loss"] < 10
+    assert videos["step"] == 3 and 0 < videos["sample_psnr"] < 60
     samples = first_stage / "samples" / "0000003"
     frames = list(read_frames(samples / "00.mp4"))
     assert len(frames) == 2 and frames[0].shape == (32, 4 * 32, 3)
@@ -65,6 +66,22 @@ def test_validation_is_written(first_stage):
     reference, skeleton, _, truth = panels
     assert (skeleton == 0).all(-1).mean() > 0.5 > (truth == 0).all(-1).mean()
     assert np.abs(reference.astype(int) - truth).mean() < 40  # of the same clip
+
+
+def test_released_weights_go_on_with_the_noise_that_they_were_trained_with(tmp_path):
+    """They are sampled with linear betas, for which nobody has trained them."""
+    model = AnimateAnyone(dataclasses.replace(small_model(), schedule=moore_sampling()))
+    save_model(tmp_path / "moore", model.config, ((c, model.init(0, (c,))[c]) for c in COMPONENTS))
+
+    def schedule(*overrides, path="configs/stage1.py"):
+        overrides = [f"init_from={tmp_path / 'moore'}", "data.path=records", *overrides]
+        config = load_config(path, [*overrides, "mesh.fsdp=1"])
+        return make_stage(config, make_mesh({"data": -1})).model.config.schedule
+
+    with pytest.warns(UserNote, match="now trained with: .'beta_schedule linear -> scaled_linear'"):
+        assert schedule() == NoiseSchedule()
+    assert schedule("schedule.beta_schedule=linear") == moore_sampling()
+    assert schedule(path="configs/autoencoder.py") == moore_sampling()
 
 
 def test_stage_2_moves_motion_modules_only(first_stage, records, tmp_path):

@@ -108,6 +108,16 @@ def test_optimizer_state_is_what_was_asked_for():
     assert np.isfinite(metrics[-1].loss) and metrics[-1].loss < metrics[0].loss
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_weight_decay_is_a_share_of_the_learning_rate(name):
+    config = OptimizerConfig(name, learning_rate=0.1, weight_decay=0.5, others_rate=1.0)
+    optimizer = make_optimizer(config, 10)
+    parameters = {"layer": {"kernel": jnp.full((4, 6), 2.0)}}
+    gradients = jax.tree.map(jnp.zeros_like, parameters)
+    updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
+    np.testing.assert_allclose(updates["layer"]["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-5)
+
+
 def test_muon_turns_every_direction_of_a_kernel_alike():
     """Convolutions as matrices of all inputs by outputs; what is no kernel goes Adam's way."""
     random = np.random.default_rng(0)

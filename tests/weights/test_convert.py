@@ -18,7 +18,7 @@ from torch_animate_anyone import torch_autoencoder, torch_image_encoder, torch_u
 
 from animate_jax.config import AutoencoderConfig, ImageEncoderConfig, MotionConfig, tiny
 from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.weights import config_files
 from animate_jax.weights.convert import convert_moore, convert_sd15
 from animate_jax.weights.mappings import to_torch, torch_name
@@ -388,13 +388,14 @@ def test_single_file_controlnet_and_animatediff(stable_diffusion, moore_layout, 
     prefixed = {f"module.{name}": tensor for name, tensor in motion.items()}
     torch.save({"epoch": 1, "state_dict": prefixed}, tmp_path / "files" / "mm.ckpt")
 
-    sd15(
-        tmp_path / "files" / "v1.safetensors",
-        tmp_path / "m",
-        controlnet=tmp_path / "files" / "control.pth",
-        motion=tmp_path / "files" / "mm.ckpt",
-        image_encoder=folder / "image_encoder",
-    )
+    with pytest.warns(UserNote, match="do not show the number of attention heads; 8 are assumed"):
+        sd15(
+            tmp_path / "files" / "v1.safetensors",
+            tmp_path / "m",
+            controlnet=tmp_path / "files" / "control.pth",
+            motion=tmp_path / "files" / "mm.ckpt",
+            image_encoder=folder / "image_encoder",
+        )
     config, params = load_model(tmp_path / "m")
     assert_holds(params["autoencoder"], models["vae"].state_dict())
     assert config.denoising_unet.heads == (8, 8, 8, 8)  # a single file has no config.json
@@ -423,6 +424,27 @@ def test_a_file_of_the_unet_alone_with_the_autoencoder_of_another(stable_diffusi
     _, params = load_model(tmp_path / "m", components=["autoencoder", "denoising_unet"])
     assert_holds(params["autoencoder"], models["vae"].state_dict())
     assert_holds(params["denoising_unet"], models["unet"].state_dict())
+
+
+def test_motion_modules_without_tables_of_positions(stable_diffusion, moore_layout, tmp_path):
+    """AnimateDiff's training no longer saves them: they are sines."""
+    folder, _ = stable_diffusion
+    motion = moore_layout.state_dicts["motion_module"]
+    bare = {name: t for name, t in motion.items() if not name.endswith(".pe")}
+    assert len(bare) < len(motion)
+    torch.save(bare, tmp_path / "bare.ckpt")
+    sd15(folder, tmp_path / "m", motion=tmp_path / "bare.ckpt")
+    config, params = load_model(tmp_path / "m", components=["denoising_unet"])
+    assert config.denoising_unet.motion.max_frames == 32
+    adapter = diffusers.MotionAdapter(block_out_channels=(32,), motion_max_seq_length=32)
+    table = adapter.state_dict()["down_blocks.0.motion_modules.0.transformer_blocks.0.pos_embed.pe"]
+    module = params["denoising_unet"]["down_blocks_0"]["motion_modules_0"]["temporal_transformer"]
+    block = module["transformer_blocks_0"]["attention_blocks_0"]
+    np.testing.assert_allclose(block["pos_encoder"]["pe"], table, atol=1e-6)
+    short = {n: t[:, :24] if n.endswith(".pe") else t for n, t in motion.items()}
+    torch.save(short, tmp_path / "short.ckpt")
+    with pytest.warns(UserNote, match="AnimateDiff's first version"):
+        sd15(folder, tmp_path / "m", motion=tmp_path / "short.ckpt", overwrite=True)
 
 
 def test_a_motion_adapter_tells_its_heads_and_groups(stable_diffusion, tmp_path):
@@ -465,7 +487,7 @@ def test_new_motion_modules_change_nothing_at_first_and_depend_on_the_seed(
 
 def test_a_start_for_training_needs_networks_that_fit(stable_diffusion, tmp_path):
     folder, _ = stable_diffusion
-    with pytest.raises(UserError, match="image_encoder.*for example hf:lambdalabs/sd-image-var"):
+    with pytest.raises(UserError, match="add --image-encoder hf:lambdalabs/sd-image-var"):
         sd15(folder / "unet", tmp_path / "m", vae=folder / "vae")
     with pytest.raises(UserError, match="add --vae"):
         sd15(folder / "unet", tmp_path / "m", image_encoder=folder / "image_encoder")

@@ -155,10 +155,11 @@ def test_folders_and_files_without_weights_are_errors(tmp_path):
         (".safetensors", "model.fp16.safetensors.index.json"),
     ],
 )
-def test_sharded_checkpoints_open_as_one(tmp_path, suffix, index):
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_sharded_checkpoints_open_as_one(tmp_path, suffix, index, prefix):
     for shard in (1, 2):
-        save(tmp_path / f"part-{shard}-of-2{suffix}", shard, f"w{shard}")
-    weight_map = {f"w{shard}": f"part-{shard}-of-2{suffix}" for shard in (2, 1)}
+        save(tmp_path / f"part-{shard}-of-2{suffix}", shard, f"{prefix}w{shard}")
+    weight_map = {f"{prefix}w{shard}": f"part-{shard}-of-2{suffix}" for shard in (2, 1)}
     (tmp_path / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     for path in (tmp_path, tmp_path / index):
         tensors = open_state_dict(path)

@@ -74,8 +74,22 @@ def test_what_is_no_state_dict_is_refused(tmp_path, value, message):
     assert str(tmp_path / "w.pth") in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_notes_beside_tensors_are_left_out(tmp_path):
+    config = {"motion": {"version": 3, "sizes": [1, 2.5, (None, True)]}, "name": "v3"}
+    torch.save({"w": torch.ones(2), "animatediff_config": config}, tmp_path / "w.pth")
+    assert set(read_torch_file(tmp_path / "w.pth")) == {"w"}
+
+
 @pytest.mark.parametrize("nest", [b")" + b"\x85" * 200_000, b"]" * 200_000 + b"a" * (200_000 - 1)])
 def test_nesting_without_bound_does_no_harm(tmp_path, nest):
+    beside = {"w": torch.ones(1), "notes": (deep := [])}
+    for _ in range(300):
+        deep.append(inner := [])
+        deep.append(inner)  # twice: 2 ** 300 ways to the innermost
+        deep = inner
+    deep.append(beside["notes"])
+    torch.save(beside, tmp_path / "beside.pth")
+    assert set(read_torch_file(tmp_path / "beside.pth")) == {"w"}
     key = save_pickle(tmp_path / "key.pth", b"\x80\x02}" + nest + b"Ns.")
     with pytest.raises(UserError, match="as key"):
         read_torch_file(key)
