@@ -360,24 +360,27 @@ observe() { # prints what is the case, in one word, for a failure with its exit 
 }
 
 judge() { # what every worker reports
-  local idle=yes running='' stopped='' lost='' missed='' worst=0 word state code
+  local idle=yes running='' stopped='' lost='' missed='' workers=0 worst=0 word state code
   while read -r word _ state code; do
     [ "$word" = worker ] || continue
     [ "$state" = idle ] || idle=''
+    workers=$((workers + 1))
     case $state in
       running) running=yes ;;
       stopped) stopped=yes ;;
       ended) # told to end, but not by hand: its machine goes or went
         case $code in
           143) lost=yes ;;
-          75 | 134) missed=yes ;; # without another one, by our own word or JAX's
+          75 | 134) missed=$code ;; # without another one, by our own word or JAX's
           *) if [ "$code" -gt "$worst" ]; then worst=$code; fi ;;
         esac ;;
       *) lost=yes ;; # nothing was started, or its machine restarted
     esac
   done
   # Who fails leaves the others alone; where all were left alone, starting again helps.
-  if [ -n "$missed" ] && [ "$worst" = 0 ]; then lost=yes; fi
+  if [ -n "$missed" ] && [ "$worst" = 0 ]; then
+    if [ "$workers" -gt 1 ]; then lost=yes; else worst=$missed; fi
+  fi
   if [ -n "$idle" ]; then echo idle
   elif [ -n "$running" ] && [ "$lost$worst" = 0 ]; then echo running
   elif [ -n "$running" ]; then echo partial
@@ -414,7 +417,8 @@ end_watch() { # CODE MESSAGE
     local times=0
     until delete --quiet || { find_resource && [ "$resource" = MISSING ]; }; do
       times=$((times + 1))
-      [ "$times" -lt $((6 * GRACE)) ] || fail "$1" "$name could not be deleted and costs money"
+      [ "$times" -lt $((6 * GRACE)) ] ||
+        fail $(($1 ? $1 : 1)) "$name could not be deleted and costs money"
       say "that did not work; trying again"
       sleep "$POLL"
     done
@@ -447,7 +451,8 @@ watch() {
       # A slice is gone before it is called preempted; the others end because they miss it.
       failed*) [ "$times" -lt "$GRACE" ] || end_watch "${seen#failed }" "training $seen" ;;
       unknown) # who wants it deleted in the end is not left with it
-        [ -n "$then_delete" ] || [ "$times" -lt $((6 * GRACE)) ] ||
+        { [ -n "$then_delete" ] && [ -n "$begun" ]; } ||
+          [ "$times" -lt $((6 * GRACE)) ] ||
           fail 1 "gcloud cannot tell how $name is; while it is there it costs money" ;;
     esac
     case $seen in preempted | missing | idle | partial | interrupted)

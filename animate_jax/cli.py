@@ -73,7 +73,8 @@ def make_parser():
     inspect.add_argument("model", metavar="MODEL")
     fetch = commands.add_parser("fetch", help="get files that some commands need")
     fetch = fetch.add_subparsers(required=True, metavar="WHAT")
-    models = command("pose-models", _fetch_pose_models, "those of --backend blazepose", fetch)
+    summary = "the networks of --backend blazepose"
+    models = command("pose-models", _fetch_pose_models, summary, fetch)
     models.add_argument("--source", metavar="WHEEL|DIR", help="instead of the package index")
     return parser
 
@@ -113,8 +114,8 @@ def _add_animate(command):
     add("--out", required=True, nargs="+", help=".mp4, .webm, .gif, .npy, or a directory for PNG"
         " frames; several, too")  # fmt: skip
     add("--width", type=_positive, help="in pixels; by default from the model and the picture")
-    add("--height", type=_positive, help="likewise; both are rounded down to multiples of 8, or of"
-        " what else the autoencoder shrinks by")  # fmt: skip
+    add("--height", type=_positive, help="likewise; both are rounded down to multiples of what"
+        " the autoencoder shrinks by, usually 8")  # fmt: skip
     add("--steps", type=_positive, default=20, help="denoising steps")
     add("--guidance", type=float, help="strength of the reference; 1 is none; else the model's")
     add("--seed", type=int, default=0, help="of the initial noise")

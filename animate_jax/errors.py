@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input; the message is one line that says what is wrong and what to do.
+    """What a user can mend, mostly bad input; the message is one line that says what is wrong and what to do.
 
     The command line prints it and exits with `code`.
     """

@@ -7,7 +7,6 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from animate_jax.diffusion.schedule import NoiseSchedule
 from animate_jax.parallel.sharding import FSDP_MIN_SIZE, TENSOR_RULES
 from animate_jax.training.objective import DenoisingLoss
 from animate_jax.training.optimizer import OptimizerConfig
@@ -29,9 +28,8 @@ def get_config() -> ConfigDict:
     # Whether the denoiser has motion modules, and another model whose motion modules to take.
     config.motion = False
     config.motion_from = ""
-    # The denoiser's noise, in training and in sampling with what was trained. The released weights
-    # are sampled with linear betas, but were trained with these. None: that of the model.
-    config.schedule = ConfigDict(dataclasses.asdict(NoiseSchedule()))
+    # A dictionary in place of the model's noise schedule, in training and in later sampling.
+    config.schedule = None
 
     # Whether the finished autoencoder's latents are scaled anew to vary by one: for one that was
     # trained from nothing, not for one that denoisers already know.

@@ -57,15 +57,16 @@ def run(options: argparse.Namespace, program: str) -> int:
         say("interrupted")
         return 130
     except Exception as error:
-        if lacks_memory(error):
-            return failed(error, f"error: {MEMORY} ({_one_line(error)[:200]})", 2)
+        if isinstance(error, MemoryError) or _of_device_memory(error):
+            reason = _one_line(error)[:200]
+            return failed(error, f"error: {MEMORY}" + f" ({reason})" * bool(reason), 2)
         return failed(error, _unexpected(error), 1)
     return 0
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether the machine or a device has too little memory."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+def _of_device_memory(error):
+    # By its name: not every command needs jax.
+    return type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _unexpected(error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from animate_jax.commands.run import lacks_memory
 from animate_jax.compiled import keep_compiled
 from animate_jax.data.records import INFO, NAME, VERSION
 from animate_jax.errors import PartnerLost, UserError
@@ -21,6 +21,9 @@ from animate_jax.training.train import finished_step, write_latest
 from animate_jax.training.train import train as run_training
 from animate_jax.weights.model_directory import CONFIG, MODEL
 
+_OF_COMMUNICATION = re.compile(
+    "UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|gloo|connection|heartbeat", re.IGNORECASE
+)
 HEARTBEAT_SECONDS = 30  # after which a process that does not answer counts as gone
 
 
@@ -32,16 +35,17 @@ def train(options) -> None:
         config = load_config(options.config, options.overrides)
     else:
         config = workdir_config(options.workdir, options.overrides)
-    _join(options)
-    keep_compiled(options.compiled)
     workdir = directory_path(options.workdir)
     try:
+        _join(options)
+        keep_compiled(options.compiled)
         if options.write_model:
             write_latest(config, workdir)
         else:
             _train(config, options.config, workdir)
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or lacks_memory(error):
+        alone = not options.distributed and options.coordinator is None
+        if alone or not _OF_COMMUNICATION.search(str(error)):
             raise
         reason = (str(error).splitlines() or [""])[0][:200]
         raise PartnerLost(

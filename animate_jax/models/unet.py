@@ -159,8 +159,7 @@ class UNet(nn.Module):
         ]
         if config.output:
             self.conv_norm_out = GroupNorm(config.norm_groups, 1e-5, dtype, silu=True)
-            # Guidance multiplies what is rounded here.
-            self.conv_out = convolution(config.out_channels, 3, jnp.float32)
+            self.conv_out = convolution(config.out_channels, 3, dtype)
 
     def bind(
         self,

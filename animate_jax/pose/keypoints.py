@@ -24,7 +24,7 @@ _DAMAGE = (
     KeyError,
     EOFError,
     TypeError,
-    NotImplementedError,
+    RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -39,8 +39,11 @@ class _Checkpoints(ocp.CheckpointManager):
         global _reported
         if self._offset is None:
             self._offset = _reported + 1 - step
-        _reported = max(_reported, step + self._offset)
-        return super().reached_preemption(step + self._offset)
+        count = step + self._offset
+        if count < _reported:  # Orbax asks again, for its statistics, once a step is written
+            return False
+        _reported = count
+        return super().reached_preemption(count)
 
 
 def open_checkpoints(

@@ -28,6 +28,8 @@ from animate_jax.pose.render import draw_skeletons
 @dataclasses.dataclass(frozen=True)
 class DenoisingLoss:
     """min_snr_gamma: of the loss weights, 0 for none. noise_offset: see `offset_noise`.
+    timestep_shift: above 1, timesteps with much noise are drawn more often (arXiv 2403.03206,
+    equation 23, of the timestep's share of the whole); 1 draws all alike.
 
     Per sample, `drop_both` is the probability that image token and reference are hidden together,
     as in the unconditional half of guidance; `drop_image` and `drop_reference` hide one more often.
@@ -35,6 +37,7 @@ class DenoisingLoss:
 
     min_snr_gamma: float = 5.0
     noise_offset: float = 0.05
+    timestep_shift: float = 1.0
     drop_both: float = 0.1
     drop_image: float = 0.0
     drop_reference: float = 0.0
@@ -158,6 +161,10 @@ def draw_randomness(model: AnimateAnyone, keys, shape, options: DenoisingLoss) -
         keys = jax.random.split(jax.random.fold_in(key, 1), 3)
         timesteps = model.config.schedule.num_train_timesteps
         timestep = jax.random.randint(keys[0], (), 0, timesteps, jnp.int32)
+        if options.timestep_shift != 1:
+            place = (timestep + 0.5) / timesteps
+            place *= options.timestep_shift / (1 + (options.timestep_shift - 1) * place)
+            timestep = (place * timesteps).astype(jnp.int32)
         noise = offset_noise(keys[1], (1, *shape), options.noise_offset)[0]
         uniform = jax.random.uniform(keys[2], (3,))
         both, image, reference = uniform >= jnp.array(

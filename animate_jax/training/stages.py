@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from animate_jax.config import ModelConfig, MotionConfig, from_dict
 from animate_jax.data.config import DataConfig, data_config
-from animate_jax.diffusion.schedule import NoiseSchedule
+from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
 from animate_jax.errors import UserError, UserNote
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.models.unet import REMAT_POLICIES
@@ -186,21 +186,22 @@ def _model_config(config) -> ModelConfig:
     else:
         model = without_motion(model)
     if config.objective == "denoising":
-        if config.schedule is not None:
-            model = _with_schedule(model, config)
+        model = dataclasses.replace(model, schedule=_schedule(model, config))
         side = min(config.data.height, config.data.width)
         model = dataclasses.replace(model, resolution=side)
     return model
 
 
-def _with_schedule(model: ModelConfig, config) -> ModelConfig:
-    schedule = from_dict(NoiseSchedule, dict(config.schedule), "config.schedule")
-    if config.init_from and schedule != model.schedule:
-        before, now = dataclasses.asdict(model.schedule), dataclasses.asdict(schedule)
-        changes = [f"{k} {before[k]} -> {x}" for k, x in now.items() if x != before[k]]
-        note = f"the model will be sampled with the noise that it is now trained with: {changes}"
-        warnings.warn(f"{config.init_from}: {note}", UserNote, stacklevel=2)
-    return dataclasses.replace(model, schedule=schedule)
+def _schedule(model: ModelConfig, config) -> NoiseSchedule:
+    """Of training, and of sampling with what was trained."""
+    if config.schedule is not None:
+        return from_dict(NoiseSchedule, dict(config.schedule), "config.schedule")
+    if model.schedule != moore_sampling():
+        return model.schedule
+    note = "its weights are sampled with linear betas but were trained with scaled_linear ones,"
+    note += " which are taken here, and for sampling afterwards; config.schedule can say otherwise"
+    warnings.warn(f"{config.init_from}: {note}", UserNote, stacklevel=2)
+    return NoiseSchedule()
 
 
 def _with_components(given: ModelConfig | None, stored: ModelConfig, names) -> ModelConfig:
@@ -216,9 +217,9 @@ def _with_components(given: ModelConfig | None, stored: ModelConfig, names) -> M
 
 def _sizes(model: ModelConfig) -> ModelConfig:
     """The model without what stages change: motion modules, the measured scale of latents, the
-    resolution, and the guidance that it asks for."""
+    resolution, the noise, and the guidance that it asks for."""
     autoencoder = dataclasses.replace(model.autoencoder, scaling_factor=1.0)
-    changing = dict(autoencoder=autoencoder, guidance=1.0, resolution=512)
+    changing = dict(autoencoder=autoencoder, guidance=1.0, resolution=512, schedule=NoiseSchedule())
     return dataclasses.replace(without_motion(model), **changing)
 
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from PIL import Image
 from animate_jax.data.input import FILLER, validation_batches
 from animate_jax.data.records import record_splits
 from animate_jax.diffusion.samplers import sampling_steps
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.inference.sampling import sample_clip
 from animate_jax.parallel.mesh import batch_shards, input_share, place_batch, replicated
 from animate_jax.training.objective import (
@@ -88,7 +89,11 @@ class Validation:
         psnr = 10 * np.log10(255**2 / np.maximum(error.mean(axis=(1, 2, 3, 4)), 1e-6))
         if jax.process_index() == 0:
             columns = [np.broadcast_to(reference[:, None], truth.shape), skeletons, sampled, truth]
-            _write(target, np.concatenate(columns, axis=3))
+            try:
+                _write(target, np.concatenate(columns, axis=3))
+            except Exception as error:  # a bucket's are of many kinds; training goes on without
+                reason = " ".join(str(error).split())
+                warnings.warn(f"{target}: cannot be written ({reason})", UserNote, stacklevel=2)
         return {"sample_psnr": float(psnr.mean())}
 
     def _batches(self, config):

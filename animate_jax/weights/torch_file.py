@@ -102,8 +102,8 @@ def read_torch_file(path: str | Path) -> dict[str, LazyTensor]:
     """The tensors of a `torch.save` file by name; values are read from the file when asked for.
 
     The state dict may be the file's value or stand under a usual key ("state_dict", "model", ...);
-    what is beside it is ignored, and so are numbers, strings and None within it. A `module.` that
-    begins every name is dropped. dtypes: floats including bfloat16 and float8, integers, bool,
+    what is beside it is ignored, and so are numbers, strings, None and containers of such within
+    it. dtypes: floats including bfloat16 and float8, integers, bool,
     complex. Raises UserError for another format, for a file that is cut off or inconsistent, and
     for one that names any Python object beyond tensors and containers.
     """

@@ -222,5 +222,3 @@ def test_bfloat16_is_close_to_float32(case):
     high, low_result = run(case.params, latents, tokens)
     assert low_result.dtype == jnp.float32
     assert 1e-4 < relative_l2(low_result, high) < 3e-2
-    # The last layer is not rounded: guidance would multiply that.
-    assert np.mean(low_result == low_result.astype(jnp.bfloat16)) < 0.05

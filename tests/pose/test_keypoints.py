@@ -77,6 +77,10 @@ def test_damaged_files_are_refused_wherever_the_damage_is(tmp_path):
         path.write_bytes(whole[:place] + bytes(8 * [0xA5]) + whole[place + 8 :])
         with contextlib.suppress(UserError):  # where an archive's dates lie nothing is lost
             kp.load_keypoints(path)
+    flags = whole.rindex(b"PK\x01\x02") + 8  # of the last entry in the archive's directory
+    path.write_bytes(whole[:flags] + bytes([whole[flags] | 1]) + whole[flags + 1 :])
+    with pytest.raises(UserError, match="not a keypoint file .*encrypted"):
+        kp.load_keypoints(path)
 
 
 def test_bad_keypoints_are_not_saved(tmp_path):

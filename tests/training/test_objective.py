@@ -7,7 +7,12 @@ from small_model import small_model
 
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.training import objective
-from animate_jax.training.objective import ReconstructionLoss, reconstruction_loss
+from animate_jax.training.objective import (
+    DenoisingLoss,
+    ReconstructionLoss,
+    draw_randomness,
+    reconstruction_loss,
+)
 
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
 
@@ -81,3 +86,14 @@ def test_latents_begin_quiet(model, params, outputs):
     np.testing.assert_array_equal(bias, [0] * channels + [-6] * channels)
     mean, log_variance, _, _ = outputs
     assert np.exp(log_variance.mean() / 2) < 0.25 * mean.std()
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_shifted_timesteps_have_the_quantiles_of_the_formula(model, shift):
+    options = DenoisingLoss(timestep_shift=shift, noise_offset=0.0)
+    draws = jax.jit(lambda keys: draw_randomness(model, keys, (1, 1, 1, 4), options).timesteps)
+    timesteps = np.asarray(draws(jax.random.split(jax.random.key(0), 20_000)))
+    assert timesteps.min() < 20 and timesteps.max() == 999
+    share = np.linspace(0.1, 0.9, 9)
+    expected = 1000 * shift * share / (1 + (shift - 1) * share)
+    np.testing.assert_allclose(np.quantile(timesteps, share), expected, atol=12)

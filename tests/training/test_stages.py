@@ -78,9 +78,9 @@ def test_released_weights_go_on_with_the_noise_that_they_were_trained_with(tmp_p
         config = load_config(path, [*overrides, "mesh.fsdp=1"])
         return make_stage(config, make_mesh({"data": -1})).model.config.schedule
 
-    with pytest.warns(UserNote, match="now trained with: .'beta_schedule linear -> scaled_linear'"):
+    with pytest.warns(UserNote, match="were trained with scaled_linear ones"):
         assert schedule() == NoiseSchedule()
-    assert schedule("schedule.beta_schedule=linear") == moore_sampling()
+    assert schedule("schedule={'beta_schedule': 'linear'}") == moore_sampling()
     assert schedule(path="configs/autoencoder.py") == moore_sampling()
 
 
