@@ -2,9 +2,9 @@
 
 
 class UserError(Exception):
-    """What a user can mend, mostly bad input; the message is one line that says what is wrong and what to do.
+    """What a user can mend, mostly bad input.
 
-    The command line prints it and exits with `code`.
+    The message is one line that says what is wrong and what to do. The command line prints it and exits with `code`.
     """
 
     code = 2
