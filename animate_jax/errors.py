@@ -4,7 +4,8 @@
 class UserError(Exception):
     """What a user can mend, mostly bad input.
 
-    The message is one line that says what is wrong and what to do. The command line prints it and exits with `code`.
+    The message is one line that says what is wrong and what to do; the command line prints it and
+    exits with `code`.
     """
 
     code = 2
