@@ -93,7 +93,7 @@ def _add_pose_backend(parser):
     group.add_argument(
         "--backend", default="blazepose", choices=["blazepose", "dwpose"], help="networks"
     )
-    group.add_argument("--person", type=int, metavar="N", help="0: seen longest (default), 1: next")
+    group.add_argument("--person", type=int, metavar="N", help="0: most seen (default), 1: next")
     group.add_argument(
         "--no-smooth", dest="smooth", action="store_false", default=True, help="keep the jitter"
     )

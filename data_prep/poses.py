@@ -123,7 +123,7 @@ def people_fault(detections: Sequence[Sequence[Person]], settings: PoseSettings)
 
     Everybody is followed, and there from the first to the last frame in which they are found (who
     is not found for more than a second counts as someone else). A frame shows several people when
-    two or more are there who are at least a quarter as high as the one who is found longest.
+    two or more are there who are at least a quarter as high as the one who is seen most.
     """
     tracks = track(detections)
     if not tracks:

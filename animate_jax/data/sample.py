@@ -10,6 +10,8 @@ from animate_jax.data.crop import Cutter, body_box, choose_crop
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import FACE, LEFT_HAND, RIGHT_HAND
 
+SEEN_SCORE = 0.3  # points above it are drawn
+
 
 def make_sample(record: dict, config: DataConfig, rng: np.random.Generator) -> dict:
     """A record (see `data/records.py`) -> reference uint8 (height, width, 3), frames uint8
@@ -20,7 +22,8 @@ def make_sample(record: dict, config: DataConfig, rng: np.random.Generator) -> d
     cannot be decoded or does not fit its keypoints.
     """
     points = record["keypoints"]
-    reference, numbers = choose_frames(len(points), config, rng)
+    seen = (points[..., 2] > SEEN_SCORE).any(1)
+    reference, numbers = choose_frames(seen, config, rng)
     picture, size = (int(record["width"]), int(record["height"])), (config.width, config.height)
     flip = bool(rng.random() < config.flip)
     taken = points[[reference, *numbers]]
@@ -44,15 +47,19 @@ def make_sample(record: dict, config: DataConfig, rng: np.random.Generator) -> d
 
 
 def choose_frames(
-    count: int, config: DataConfig, rng: np.random.Generator
+    seen: np.ndarray, config: DataConfig, rng: np.random.Generator
 ) -> tuple[int, np.ndarray]:
-    """The number of the reference frame and those of the frames, in a clip of `count` frames."""
+    """The number of the reference frame and those of the frames, in a clip that shows the person
+    where `seen`, bool (frames,): the reference does, and so does a single frame."""
+    count, there = len(seen), np.flatnonzero(seen)
+    if not len(there):
+        there = np.arange(count)
     if config.frames == 1:
-        target = int(rng.integers(count))
-        away = np.abs(np.arange(count) - target)
-        far = np.flatnonzero(away >= min(config.margin, away.max()))
+        target = int(rng.choice(there))
+        away = np.abs(there - target)
+        far = there[away >= min(config.margin, away.max())]
         return int(rng.choice(far)), np.array([target])
-    reference = int(rng.integers(count))
+    reference = int(rng.choice(there))
     steps = np.arange(config.frames)
     stride = min(config.stride, (count - 1) // (config.frames - 1))
     if stride:

@@ -73,7 +73,7 @@ def estimate_keypoints(
 ) -> Keypoints:
     """Follows one person through uint8 (height, width, 3) RGB frames.
 
-    `person` counts the people by how long they are seen, longest first; None takes the longest.
+    `person` counts the people by how long and how large they are seen; None takes the first.
     Frames without the person have score 0 everywhere. `smooth` takes the jitter out of positions.
     `total`, the expected number of frames, lets the progress bar show the time left. `backend` may
     be a loaded Estimator; `det` and `pose` name network files. Raises UserError when nobody is

@@ -7,7 +7,7 @@ is known, so it runs forward and backward and the mean is taken, in which the tw
 
 import numpy as np
 
-from animate_jax.pose.tracking import box_of
+from animate_jax.pose.tracking import MIN_TRACK_SCORE, box_of
 
 # Chosen on drawn people whose exact keypoints got the noise that BlazePose shows on real clips.
 MIN_CUTOFF = 1.5  # Hz, of a point at rest
@@ -25,12 +25,13 @@ def smooth_keypoints(
 ) -> np.ndarray:
     """One person's points (frames, 134, 3) x, y, score -> the same, positions smoothed over time.
 
-    Scores stay as they are. A missing point (score 0) stays what it was and has no say in its
-    neighbours: the filter begins anew where the point comes back. Speeds count in heights of the
-    body per second, so that the result does not depend on the size of the picture. Cutoffs are in
-    Hz; a lower `min_cutoff` smooths more, a higher `speed_coefficient` follows fast points sooner.
+    Scores stay as they are. A point that is not drawn, as its score is too low, stays what it was
+    and has no say in its neighbours: the filter begins anew where the point comes back. Speeds
+    count in heights of the body per second, so that the result does not depend on the size of the
+    picture. Cutoffs are in Hz; a lower `min_cutoff` smooths more, a higher `speed_coefficient`
+    follows fast points sooner.
     """
-    seen = points[..., 2] > 0
+    seen = points[..., 2] > MIN_TRACK_SCORE
     heights = [box[3] - box[1] for frame in points if (box := box_of(frame)).any()]
     height = float(np.median(heights)) if heights else 0.0
     if height <= 0:

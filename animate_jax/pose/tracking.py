@@ -44,9 +44,9 @@ class Track:
         return next(reversed(self.people))
 
     @property
-    def mean_area(self) -> float:
-        """Mean box area in pixels squared."""
-        return float(np.mean([person.area for person in self.people.values()]))
+    def presence(self) -> float:
+        """Heights of the person's boxes summed over frames: who is small has to be there longer."""
+        return float(sum(person.box[3] - person.box[1] for person in self.people.values()))
 
     def predicted(self, frame: int) -> np.ndarray:
         """The box (4,) expected in `frame`: the last one, moved on for at most ten frames."""
@@ -66,7 +66,7 @@ class Track:
 
 
 def track(detections: Sequence[Sequence[Person]], *, max_gap: int = 30) -> list[Track]:
-    """People of consecutive frames -> tracks, longest first (ties: largest mean box first).
+    """People of consecutive frames -> tracks, those with the most presence first.
 
     A person who is not detected for up to `max_gap` frames keeps the track.
     """
@@ -85,22 +85,22 @@ def track(detections: Sequence[Sequence[Person]], *, max_gap: int = 30) -> list[
                 free_tracks.remove(i)
                 free_people.remove(j)
         tracks += [Track(len(detections), {frame: people[j]}) for j in sorted(free_people)]
-    return sorted(tracks, key=lambda t: (-len(t.people), -t.mean_area))
+    return sorted(tracks, key=lambda t: -t.presence)
 
 
 def select_track(tracks: Sequence[Track], person: int | None = None) -> np.ndarray:
     """Points float32 (frames, 134, 3) of one track, zeros where absent.
 
-    `person` counts tracks by length, longest first; None takes the longest (ties: the largest mean
-    box). Raises UserError when there is no such track.
+    `person` counts tracks by presence, most first; None takes the first. Raises UserError when
+    there is no such track.
     """
     if not tracks:
         raise UserError("no person was found; use a clip in which the whole body can be seen")
-    ranked = sorted(tracks, key=lambda t: (-len(t.people), -t.mean_area))
+    ranked = sorted(tracks, key=lambda t: -t.presence)
     person = 0 if person is None else person
     if not 0 <= person < len(ranked):
         raise UserError(
-            f"there is no person {person}: {len(ranked)} found, counted from 0, longest seen first"
+            f"there is no person {person}: {len(ranked)} found, counted from 0, most seen first"
         )
     return ranked[person].points()
 

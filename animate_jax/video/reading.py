@@ -5,18 +5,21 @@ transparency is laid over white, and non-square pixels are stretched to square o
 """
 
 import errno
+import itertools
 import os
 import re
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import Colorspace
 from PIL import Image, ImageOps
 
-from animate_jax.errors import UnreadableError, UserError
+from animate_jax.errors import UnreadableError, UserError, UserNote
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # What says nothing about the file: too many are open, the disk or the network is gone, ...
@@ -25,6 +28,7 @@ _OF_THE_MACHINE = {
     for name in "EMFILE ENFILE EIO ENOMEM ENOSPC ESTALE ETIMEDOUT ENOTCONN EINTR EAGAIN".split()
     if hasattr(errno, name)
 }
+_UNSAID = 2  # FFmpeg's number for a colour space that a file does not tell
 FALLBACK_FPS = 30.0  # for a video file that declares no usable rate
 
 
@@ -139,28 +143,53 @@ def _read_directory(path, stride):
 
 def _read_file(path, stride):
     _require_file(path, "video")
-    decoded, failure = 0, None
+    decoded, failures = 0, []
     with _open(path) as container:
         if not container.streams.video:
             raise UnreadableError(f"{path}: has no pictures, only other streams; choose a video")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         size = turn = None
-        try:
-            for frame in container.decode(stream):
+        for frame in itertools.islice(_decoded(path, container, stream, failures), 0, None, stride):
+            try:
                 if size is None:
                     size, turn = _square_pixel_size(frame, stream), _turn(frame)
-                decoded += 1
-                if (decoded - 1) % stride == 0:
-                    yield _upright(_to_rgb(frame, *size), *turn)
-        except (av.FFmpegError, ValueError) as error:
-            _require_disk(path, error)
-            failure = error  # a file that breaks off: the frames before the break count
+                picture = _upright(_to_rgb(frame, *size), *turn)
+            except (av.FFmpegError, ValueError) as error:
+                failures.append(error)
+                continue
+            decoded += 1
+            yield picture
     if not decoded:
-        reason = f" ({failure})" if failure else ""
+        reason = f" ({failures[0]})" if failures else ""
         raise UnreadableError(
             f"{path}: no frame of this video can be decoded{reason}; it is damaged or incomplete"
         )
+    if failures:
+        note = f"damaged; parts that cannot be decoded are left out: {len(failures)}"
+        warnings.warn(f"{path}: {note} ({failures[0]})", UserNote, stacklevel=2)
+
+
+def _decoded(path, container, stream, failures):
+    """The frames that can be decoded; what goes wrong in between, or where a file breaks off, is
+    added to `failures`."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except (av.FFmpegError, ValueError) as error:
+            _require_disk(path, error)
+            failures.append(error)
+            return
+        try:
+            frames = packet.decode()
+        except (av.FFmpegError, ValueError) as error:
+            _require_disk(path, error)
+            failures.append(error)
+            continue
+        yield from frames
 
 
 def _open(path):
@@ -228,7 +257,11 @@ def _to_rgb(frame, width, height):
     if any(component.is_alpha for component in frame.format.components):
         rgba = frame.to_ndarray(format="rgba", width=width, height=height)
         return image_to_rgb(Image.fromarray(rgba))
-    return frame.to_ndarray(format="rgb24", width=width, height=height)
+    # As players do, where a file does not say: FFmpeg would take all for BT.601.
+    high = frame.width >= 1280 or frame.height > 576
+    unsaid = frame.colorspace == _UNSAID and not frame.format.is_rgb
+    matrix = {"src_colorspace": Colorspace.ITU709} if high and unsaid else {}
+    return frame.to_ndarray(format="rgb24", width=width, height=height, **matrix)
 
 
 def _turn(frame):

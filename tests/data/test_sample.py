@@ -17,7 +17,7 @@ PICTURES = DataConfig(sets=(SetConfig("dots"),), height=32, width=32, margin=10)
 def draws(count, times=400, **changes):
     config = dataclasses.replace(PICTURES, **changes)
     rng = np.random.default_rng(0)
-    return [choose_frames(count, config, rng) for _ in range(times)]
+    return [choose_frames(np.ones(count, bool), config, rng) for _ in range(times)]
 
 
 def test_references_keep_the_margin_where_the_clip_allows():
@@ -30,6 +30,21 @@ def test_references_keep_the_margin_where_the_clip_allows():
         away = abs(reference - target)
         assert away >= 10 or away == max(target, 14 - target)
     assert [draw for draw in draws(1, 5)] == [(0, np.array([0]))] * 5
+
+
+def test_references_and_single_frames_show_somebody():
+    seen = np.arange(60) % 20 > 11
+    rng = np.random.default_rng(0)
+    for frames in (1, 5):
+        config = dataclasses.replace(PICTURES, frames=frames)
+        taken = [choose_frames(seen, config, rng) for _ in range(400)]
+        assert {reference for reference, _ in taken} == set(np.flatnonzero(seen))
+        if frames == 1:
+            assert {int(target) for _, (target,) in taken} == set(np.flatnonzero(seen))
+            away = [abs(reference - int(target)) for reference, (target,) in taken]
+            assert min(away) == 13  # in the next group: one of eight frames has none 10 apart
+    nobody = [choose_frames(np.zeros(5, bool), PICTURES, rng)[1] for _ in range(100)]
+    assert {int(target) for (target,) in nobody} == set(range(5))
 
 
 def test_clips_are_evenly_spaced_and_references_anywhere():
@@ -72,7 +87,7 @@ def test_frames_and_keypoints_are_those_that_were_chosen(record):
     seen = set()
     for seed in range(8):
         sample = make_sample(record, config, np.random.default_rng(seed))
-        reference, frames = choose_frames(5, config, np.random.default_rng(seed))
+        reference, frames = choose_frames(np.ones(5, bool), config, np.random.default_rng(seed))
         np.testing.assert_array_equal(sample["keypoints"], record["keypoints"][frames])
         assert sample["first"] == frames[0]
         rows = [brightest_row(frame) for frame in sample["frames"]]

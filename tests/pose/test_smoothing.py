@@ -80,6 +80,19 @@ def test_missing_points_stay_missing_and_have_no_say():
     assert not np.array_equal(smooth[:10, 4], clip[:10, 4])
 
 
+def test_points_that_are_not_drawn_have_no_say():
+    """A network gives a hidden point a low score and some place, hardly ever none at all."""
+    clip = noise(standing(40), 2.0)
+    missing = clip.copy()
+    missing[15:18, 4] = 0
+    hidden = clip.copy()
+    hidden[15:18, 4] = 900, 900, 0.1
+    smooth = smooth_keypoints(hidden, FPS)
+    np.testing.assert_array_equal(smooth[15:18, 4], hidden[15:18, 4])
+    others = np.r_[0:15, 18:40]
+    np.testing.assert_array_equal(smooth[others, 4], smooth_keypoints(missing, FPS)[others, 4])
+
+
 def test_scale_place_and_direction_of_time_do_not_matter():
     clip = noise(standing(50), 3.0)
     clip[..., 0] += 40 * np.sin(np.arange(50) / 4)[:, None]

@@ -74,12 +74,18 @@ def test_one_detection_serves_one_track():
     assert marks(tracks[0].points()) == [0.9]
 
 
-def test_selection_by_length_then_size():
+def test_who_dances_is_missed_once_and_stays_before_a_small_bystander():
+    frames = [[person(300, height=400, mark=0.8), person(900, height=40, mark=0.5)]] * 60
+    frames[30] = frames[30][1:]
+    assert marks(select_track(track(frames))) == [0.0, 0.8]
+
+
+def test_selection_by_presence():
     frames = [
         [person(100, height=150, mark=0.5), person(600, height=200, mark=0.6)] for _ in range(6)
     ]
     for people in frames[:3]:
-        people.append(person(1200, height=400, mark=0.7))
+        people.append(person(1200, height=250, mark=0.7))
     tracks = track(frames)
     assert marks(select_track(tracks)) == [0.6]
     assert marks(select_track(tracks, 0)) == [0.6]

@@ -4,11 +4,12 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from PIL import Image
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.video.reading import image_to_rgb, probe_video, read_frames, read_image
-from animate_jax.video.writing import write_video
+from animate_jax.video.writing import SHORT_GROUPS, write_video
 
 QUADRANTS = np.zeros((32, 64, 3), np.uint8)
 QUADRANTS[:16, :32], QUADRANTS[:16, 32:] = (220, 30, 30), (30, 220, 30)
@@ -177,6 +178,41 @@ def test_truncated_video_yields_what_decodes(tmp_path):
     (tmp_path / "nothing.mp4").write_bytes(content[:index_only])
     with pytest.raises(UserError, match="nothing.mp4: no frame"):
         list(read_frames(tmp_path / "nothing.mp4"))
+
+
+def test_a_damaged_part_costs_no_more_than_itself(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), np.uint8)
+    write_video(tmp_path / "whole.mp4", noise, 25, options=SHORT_GROUPS)
+    with av.open(str(tmp_path / "whole.mp4")) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        place = packets[25].pos
+    content = bytearray((tmp_path / "whole.mp4").read_bytes())
+    content[place : place + 4] = b"\xff\xff\xff\xff"  # the length of what follows
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    with pytest.warns(UserNote, match="damaged.mp4: damaged; .* left out: 1 "):
+        frames = list(read_frames(tmp_path / "damaged.mp4"))
+    assert len(frames) == 59
+    whole = list(read_frames(tmp_path / "whole.mp4"))
+    np.testing.assert_array_equal(frames[:25], whole[:25])
+    np.testing.assert_array_equal(frames[-30:], whole[-30:])
+
+
+@pytest.mark.parametrize(
+    "height, width, matrix",
+    [(720, 1280, Colorspace.ITU709), (240, 320, Colorspace.ITU601)],
+)
+def test_colours_of_a_video_that_does_not_tell_its_matrix(tmp_path, height, width, matrix):
+    colour = np.full((height, width, 3), (200, 60, 40), np.uint8)
+    frame = av.VideoFrame.from_ndarray(colour, "rgb24")
+    frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "5"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        planes = av.VideoFrame.from_ndarray(frame.to_ndarray(), "yuv420p")  # without a tag
+        container.mux(stream.encode(planes))
+        container.mux(stream.encode())
+    (read,) = read_frames(tmp_path / "a.mp4")
+    assert np.abs(read.reshape(-1, 3).mean(0) - (200, 60, 40)).max() < 3
 
 
 def test_files_that_are_no_videos_are_named(tmp_path):
