@@ -271,10 +271,10 @@ def test_bad_motions_and_sizes(pipeline, reference):
         pipeline(reference, inputs(1)[0], width=0, height=64)
     with pytest.raises(UserError, match="dtype"):
         AnimateAnyonePipeline(pipeline.model.config, {}, "half")
-    with pytest.warns(UserNote, match="80x64"):
+    with pytest.warns(UserNote, match="72x56"):
         skeletons, _ = inputs(2)
         out = pipeline(reference, skeletons, width=77, height=61, steps=1, progress=False)
-    assert out.shape == (2, 64, 80, 3)
+    assert out.shape == (2, 56, 72, 3)
 
 
 def test_a_stage_one_model_animates_without_motion_modules(pipeline, reference):
