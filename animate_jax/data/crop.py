@@ -42,9 +42,10 @@ class Crop:
         """Keypoints (..., 134, 3) in pixels of the clip -> float32 in pixels of the sample."""
         source, target = np.reshape(self.source, (2, 2)), np.reshape(self.target, (2, 2))
         scale = (target[1] - target[0]) / (source[1] - source[0])
-        moved = (points[..., :2] - source[0]) * scale + target[0]
+        # A point (0, 0) is the middle of the first pixel, half a pixel from the picture's edge.
+        moved = (points[..., :2] + 0.5 - source[0]) * scale + target[0] - 0.5
         if self.flip:
-            moved[..., 0] = self.size[0] - moved[..., 0]
+            moved[..., 0] = self.size[0] - 1 - moved[..., 0]
         moved = np.concatenate([moved, points[..., 2:]], axis=-1).astype(np.float32)
         return moved[..., MIRROR, :] if self.flip else moved
 

@@ -144,7 +144,8 @@ def _pose(model, picture, region):
     inside = _refine(raw[:, :2] / LANDMARK_SIZE, heatmaps[0])
     pixels = region.to_picture(inside)
     probability = _sigmoid(raw[:, 3]) * _sigmoid(raw[:, 4])
-    landmarks = np.concatenate([pixels, probability[:, None]], axis=1)
+    # The network counts from the square's edge, keypoints from the middle of the first pixel.
+    landmarks = np.concatenate([pixels - 0.5, probability[:, None]], axis=1)
     following = _region(pixels[ROI_CENTRE], pixels[ROI_TOP])
     return (landmarks, score, following) if following else None
 

@@ -2,7 +2,8 @@
 
 Points 0..17 are the OpenPose-18 body and 18..23 the feet, 24..91 the 68 face points, 92..112 the
 left hand and 113..133 the right hand: the order in which DWPose's OpenPose variant lists
-COCO-WholeBody. "Left" is the person's left.
+COCO-WholeBody. "Left" is the person's left. Places are in pixels, and (0, 0) is the middle of the
+upper left one.
 """
 
 import json

@@ -188,6 +188,6 @@ def test_points_of_a_known_crop():
     points = np.zeros((sk.NUM_POINTS, 3), np.float32)
     points[sk.RIGHT_WRIST] = 30, 50, 0.7
     crop = Crop((10, 20, 90, 60), (0, 16, 160, 96), (160, 112), False)
-    np.testing.assert_allclose(crop.points(points)[sk.RIGHT_WRIST], (40, 76, 0.7))
+    np.testing.assert_allclose(crop.points(points)[sk.RIGHT_WRIST], (40.5, 76.5, 0.7))
     crop = dataclasses.replace(crop, flip=True)
-    np.testing.assert_allclose(crop.points(points)[sk.LEFT_WRIST], (120, 76, 0.7))
+    np.testing.assert_allclose(crop.points(points)[sk.LEFT_WRIST], (118.5, 76.5, 0.7))

@@ -96,9 +96,9 @@ def test_turned_pictures_give_turned_points(model, clips, camera, turns):
         upright = blazepose.find_people(model, frame)[0][0]
         turned = np.ascontiguousarray(np.rot90(frame, turns))
         points = blazepose.find_people(model, turned)[0][0].points.copy()
-        for k in range(turns):  # a quarter turn back maps (x, y) to (width - y, x)
+        for k in range(turns):  # a quarter turn back maps (x, y) to (width - 1 - y, x)
             width = frame.shape[1] if (turns - k) % 2 else frame.shape[0]
-            points[:, :2] = np.stack([width - points[:, 1], points[:, 0]], axis=1)
+            points[:, :2] = np.stack([width - 1 - points[:, 1], points[:, 0]], axis=1)
         height = upright.box[3] - upright.box[1]
         sure = (upright.points[:, 2] > 0.5) & (points[:, 2] > 0.5)
         distance = np.linalg.norm(points - upright.points, axis=1)[sure] / height
