@@ -27,7 +27,7 @@ def dotted_record(directory, points, width, height, *, name="dots", radius=9.0, 
     keypoints = np.zeros((count, sk.NUM_POINTS, 3), np.float32)
     frames = np.empty((count, height, width, 3), np.float32)
     frames[:] = BACKGROUND
-    y, x = np.mgrid[:height, :width] + 0.5
+    y, x = np.mgrid[:height, :width]
     for point, places in points.items():
         keypoints[:, point, :2], keypoints[:, point, 2] = places, 1
         for frame, (centre_x, centre_y) in zip(frames, places):
@@ -59,7 +59,7 @@ def dot_places(picture):
         rows, columns = np.nonzero(nearest == index)
         if len(rows) > 5:
             # Single pixels at the rims of other dots may happen to have its colour.
-            columns = columns[np.abs(columns - np.median(columns)) < 15] + 0.5
-            rows = rows[np.abs(rows - np.median(rows)) < 15] + 0.5
+            columns = columns[np.abs(columns - np.median(columns)) < 15]
+            rows = rows[np.abs(rows - np.median(rows)) < 15]
             found[point] = columns.mean(), rows.mean()
     return found
