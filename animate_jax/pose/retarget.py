@@ -41,6 +41,7 @@ LENGTH_QUANTILE = 0.95  # over the clip: long enough to be unshortened, below th
 SMOOTHING_FRAMES = 5  # running median that removes single bad frames before the quantile
 SHORTENED = 0.6  # a reference bone below this part of the person's ratio points at the camera
 MAX_STRETCH = 2.0  # a bone's ratio stays below this multiple of the person's ratio
+LONGEST_GAP = 15  # frames over which a lost joint is taken to move on evenly
 STANCE_SOFTNESS = 0.03  # height between the ankles, in person heights, that moves the weight over
 
 
@@ -191,8 +192,13 @@ def _point_ratios(ratios, overall):
 def _with_bone_lengths(driving, scaled, seen, ratios):
     """Rebuild every frame from the neck outwards; a gap is bridged from the nearest seen point.
 
-    A part with no seen point towards the neck starts where the uniform scale puts it.
+    A part with no seen point towards the neck starts where the uniform scale puts it. A joint that
+    is lost for a moment still carries what hangs on it, which would jump otherwise.
     """
+    shown = seen
+    seen = seen | _in_short_gap(seen)
+    unbridged = scaled
+    driving, scaled = (_bridged(points, shown, seen) for points in (driving, scaled))
     result = scaled.copy()
     anchor = np.full(seen.shape, -1)  # nearest seen point from here towards the neck
     stretch = np.zeros(seen.shape)  # sum and number of the ratios on the way to it
@@ -210,6 +216,26 @@ def _with_bone_lengths(driving, scaled, seen, ratios):
         rebuilt = result[frames, start, :2] + scale * offset
         bridged = seen[:, point] & (start >= 0)
         result[:, point, :2] = np.where(bridged[:, None], rebuilt, result[:, point, :2])
+    return np.where(shown[..., None], result, unbridged)
+
+
+def _in_short_gap(seen):
+    """Where a point is unseen for at most LONGEST_GAP frames, (F, points), seen before and after."""
+    frames = np.arange(len(seen))[:, None]
+    before = np.maximum.accumulate(np.where(seen, frames, -1), axis=0)
+    after = np.minimum.accumulate(np.where(seen, frames, len(seen))[::-1], axis=0)[::-1]
+    inside = (before >= 0) & (after < len(seen))
+    return ~seen & inside & (after - before - 1 <= LONGEST_GAP)
+
+
+def _bridged(points, shown, seen):
+    """Points that are seen and not shown lie evenly between where they were and will be."""
+    result, frames = points.copy(), np.arange(len(points))
+    for point in np.flatnonzero((seen & ~shown).any(0)):
+        there, gap = shown[:, point], seen[:, point] & ~shown[:, point]
+        for axis in range(2):
+            path = points[there, point, axis]
+            result[gap, point, axis] = np.interp(frames[gap], frames[there], path)
     return result
 
 

@@ -187,6 +187,19 @@ def test_missing_joints_are_bridged():
     assert np.abs(gaps[11, :, :2] - whole[11, :, :2]).max() < 3
 
 
+@pytest.mark.parametrize("joint", [sk.NECK, sk.RIGHT_SHOULDER, sk.LEFT_KNEE])
+def test_a_joint_that_is_lost_for_a_moment_moves_nothing_else(joint):
+    driving, _ = dance()
+    whole = run(driving, other_person()[0], "bones")
+    driving[30:36, joint] = 0
+    gap = run(driving, other_person()[0], "bones")
+    others = np.arange(sk.NUM_POINTS) != joint
+    away = np.linalg.norm(gap[:, others, :2] - whole[:, others, :2], axis=-1)
+    print(f"at most {away[30:36].max():.2f} pixels in the gap, {away.max():.2f} anywhere")
+    assert away.max() < 1
+    np.testing.assert_array_equal(gap[30:36, joint], 0)
+
+
 def test_lower_ankle_follows_the_scaled_path():
     driving, _ = dance()
     reference, _ = other_person()
