@@ -220,7 +220,7 @@ def _with_bone_lengths(driving, scaled, seen, ratios):
 
 
 def _in_short_gap(seen):
-    """Where a point is unseen for at most LONGEST_GAP frames, (F, points), seen before and after."""
+    """Where a point is unseen, for at most LONGEST_GAP frames between two that show it."""
     frames = np.arange(len(seen))[:, None]
     before = np.maximum.accumulate(np.where(seen, frames, -1), axis=0)
     after = np.minimum.accumulate(np.where(seen, frames, len(seen))[::-1], axis=0)[::-1]
