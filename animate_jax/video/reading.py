@@ -29,6 +29,7 @@ _OF_THE_MACHINE = {
     if hasattr(errno, name)
 }
 _UNSAID = 2  # FFmpeg's number for a colour space that a file does not tell
+_HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer curves of high dynamic range
 FALLBACK_FPS = 30.0  # for a video file that declares no usable rate
 
 
@@ -154,6 +155,7 @@ def _read_file(path, stride):
             try:
                 if size is None:
                     size, turn = _square_pixel_size(frame, stream), _turn(frame)
+                    _note_hdr(path, frame)
                 picture = _upright(_to_rgb(frame, *size), *turn)
             except (av.FFmpegError, ValueError) as error:
                 failures.append(error)
@@ -262,6 +264,15 @@ def _to_rgb(frame, width, height):
     unsaid = frame.colorspace == _UNSAID and not frame.format.is_rgb
     matrix = {"src_colorspace": Colorspace.ITU709} if high and unsaid else {}
     return frame.to_ndarray(format="rgb24", width=width, height=height, **matrix)
+
+
+def _note_hdr(path, frame):
+    if curve := _HDR.get(int(frame.color_trc)):
+        note = (
+            f"{path}: HDR video ({curve}), read without tone mapping: its colours are pale or dark;"
+            " where they matter, export it as SDR first"
+        )
+        warnings.warn(note, UserNote, stacklevel=2)
 
 
 def _turn(frame):

@@ -215,6 +215,18 @@ def test_colours_of_a_video_that_does_not_tell_its_matrix(tmp_path, height, widt
     assert np.abs(read.reshape(-1, 3).mean(0) - (200, 60, 40)).max() < 3
 
 
+def test_high_dynamic_range_is_noted(tmp_path):
+    with av.open(str(tmp_path / "phone.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p10le"
+        stream.codec_context.color_trc = 18
+        picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), "rgb24")
+        container.mux(stream.encode(picture.reformat(format="yuv420p10le")))
+        container.mux(stream.encode())
+    with pytest.warns(UserNote, match=r"phone.mp4: HDR video \(HLG\)"):
+        assert len(list(read_frames(tmp_path / "phone.mp4"))) == 1
+
+
 def test_files_that_are_no_videos_are_named(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("this is not a video\n" * 50)
