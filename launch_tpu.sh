@@ -27,6 +27,7 @@ Settings, also as LAUNCH_ZONE=... or as lines zone=... in a file given with --se
   --workdir gs://BUCKET/RUN  --config configs/stage1.py
   --repo URL --ref REF      code; without a URL, the commit REF (HEAD) of this checkout
   --secret NAME             pass this environment variable on, e.g. HF_TOKEN
+  --compiled gs://DIR       where compiled programs are kept, for restarts to find
   --libtpu-args ARGS        XLA flags in place of the usual ones
   --create-flag, --connect-flag FLAG   for gcloud's create, and for its ssh and scp
 What is not given is as it was last time for this --name.
@@ -36,11 +37,11 @@ END
 # Settings ---------------------------------------------------------------------------------------
 
 SETTINGS=" name zone project accelerator_type slices runtime_version provisioning workdir config \
-repo ref libtpu_args "
+repo ref compiled libtpu_args "
 LISTS=" override secret create_flag connect_flag " # one value a line
 OPTIONS=" settings to node worker "
 name='' zone='' project='' accelerator_type='' slices=1 runtime_version='' provisioning=on-demand
-workdir='' config='' repo='' ref='' override='' secret='' create_flag='' connect_flag=''
+workdir='' config='' repo='' ref='' compiled='' override='' secret='' create_flag='' connect_flag=''
 settings='' to='' node=0 worker=0 kill='' then_delete='' dry=''
 # The one place of XLA flags: `plan` compiles with them and `train` runs with them. They let
 # collectives overlap with computation.
@@ -54,6 +55,8 @@ libtpu_args="--xla_tpu_enable_async_collective_fusion=true\
 STATE=${LAUNCH_STATE:-$HOME/.local/state/animate-jax/tpu} # what was given last time, by name
 POLL=${LAUNCH_POLL_SECONDS:-60}
 STOP_SECONDS=${LAUNCH_STOP_SECONDS:-900}       # that saving may take
+ASK_SECONDS=${LAUNCH_ASK_SECONDS:-300}         # after which a worker that was asked is not waited for
+SETUP_SECONDS=${LAUNCH_SETUP_SECONDS:-3600}    # that setting up or sending files may take
 GRACE=${LAUNCH_GRACE_POLLS:-5}                 # how often trouble is seen before it is believed
 MAX_RESTARTS=${LAUNCH_MAX_RESTARTS:-10}        # of watch, within
 RESTART_WINDOW=${LAUNCH_RESTART_WINDOW:-86400} # seconds
@@ -67,8 +70,9 @@ bad() { fail 2 "$@"; }
 assign() { # KEY VALUE
   [[ $2 != *$'\n'* ]] || bad "the value of $1 has more than one line"
   if [[ $LISTS == *" $1 "* ]]; then
-    # A list replaces that of an earlier source.
-    if [[ $given == *" $1 "* ]]; then printf -v "$1" '%s%s\n' "${!1}" "$2"
+    # A list replaces that of an earlier source, also by none: --secret=
+    if [ -z "$2" ]; then given+=" $1 "; printf -v "$1" ''
+    elif [[ $given == *" $1 "* ]]; then printf -v "$1" '%s%s\n' "${!1}" "$2"
     else given+=" $1 "; printf -v "$1" '%s\n' "$2"; fi
   elif [[ $SETTINGS$OPTIONS == *" $1 "* ]]; then printf -v "$1" '%s' "$2"
   else bad "no setting is called '$1'"; fi
@@ -176,6 +180,7 @@ default_runtime_version() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v[234]-*) echo tpu-ubuntu2204-base ;;
+    v5e-*) bad "Google's name for $accelerator_type is v5litepod-${accelerator_type#*-}" ;;
     *) bad "--runtime-version is needed for $accelerator_type" ;;
   esac
 }
@@ -196,19 +201,42 @@ with_list() { # LIST COMMAND...: the command with a list's values behind it
 tpus() { run gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"}; }
 connect() { with_list "$connect_flag" tpus queued-resources "$@"; } # ssh or scp
 
+# A connection that died would be waited for for hours: gcloud's own limits are those of TCP.
+limited() { # SECONDS COMMAND...
+  local end=$((SECONDS + $1)) it
+  "${@:2}" </dev/null &
+  it=$!
+  while kill -0 "$it" 2>/dev/null; do
+    [ "$SECONDS" -lt "$end" ] || {
+      say "no answer within $1 s: given up"
+      pkill -P "$it" || :
+      kill "$it" 2>/dev/null || :
+      return 1
+    }
+    sleep 0.1
+  done
+  wait "$it"
+}
+
 on_worker() { printf 'bash %s/worker.sh' "$REMOTE"; printf ' %q' "$@"; }
 if_set_up() {
   printf 'test ! -f %s/worker.sh && echo worker new idle || ' "$REMOTE"
   on_worker "$@"
 }
+needs_setup() {
+  printf 'test -f %s/worker.sh || { echo "worker not set up; run setup"; exit 4; }; ' "$REMOTE"
+  on_worker "$@"
+}
 
 # Every worker answers with one line, the quickest first. They are counted, because gcloud skips a
 # slice that it cannot reach with no more than a warning, and put in order.
-everywhere() { # COMMAND for the shell of every worker
+everywhere() { # COMMAND for the shell of every worker, SECONDS that it may take
   local answers status=0
   [ -n "$workers" ] || find_nodes || return
-  answers=$(connect ssh "$name" --node=all --worker=all "--command=$1" </dev/null) || status=$?
+  limited "${2:-$ASK_SECONDS}" connect ssh "$name" --node=all --worker=all "--command=$1" \
+    >"$temporary/answers" || status=$?
   [ -z "$dry" ] || return 0
+  answers=$(<"$temporary/answers")
   [ "$status" = 0 ] || { say "$answers"; return "$status"; }
   [ "$(printf '%s\n' "$answers" | grep -c '^worker ')" = "$workers" ] || {
     say "$answers"
@@ -287,18 +315,18 @@ setup() {
     set -- "$@" "$temporary/source.tar.gz"
     run git -C "$HERE" archive --format=tar.gz -o "$temporary/source.tar.gz" "${ref:-HEAD}"
   fi
-  everywhere "mkdir -p -m 700 $REMOTE && echo worker ready" >/dev/null
-  connect scp "$@" "$name:$REMOTE/" --node=all --worker=all
+  everywhere "mkdir -p -m 700 $REMOTE && rm -f $REMOTE/secrets && echo worker ready" >/dev/null
+  limited "$SETUP_SECONDS" connect scp "$@" "$name:$REMOTE/" --node=all --worker=all
   rm -f "$temporary/secrets"
-  everywhere "$(on_worker setup "$repo" "$ref")"
+  everywhere "$(on_worker setup "$repo" "$ref")" "$SETUP_SECONDS"
 }
 
 train() {
   local start
   start=$(with_list "$override" on_worker start "$(date +%s).$$" "$workdir" \
     env "LIBTPU_INIT_ARGS=$libtpu_args" animate-jax train --distributed \
-    --config "$config" --workdir "$workdir")
-  everywhere "$(on_worker idle)" >/dev/null # before any of them starts
+    --config "$config" --workdir "$workdir" ${compiled:+"--compiled=$compiled"})
+  everywhere "$(needs_setup idle)" >/dev/null # before any of them starts
   everywhere "$start"
 }
 
@@ -306,7 +334,8 @@ resume() { train; }
 
 plan() {
   with_list "$override" run env "LIBTPU_INIT_ARGS=$libtpu_args" animate-jax plan \
-    --config "$config" --topology "$accelerator_type" --slices "$slices"
+    --config "$config" --topology "$accelerator_type" --slices "$slices" \
+    ${compiled:+"--serialize=$compiled"}
 }
 
 status() {
@@ -329,7 +358,7 @@ logs() {
   if [ -z "$to" ]; then
     connect ssh "$name" --node=0 --worker=0 "--command=tail -n 200 -F $REMOTE/train.log"
   else
-    everywhere "$(on_worker send-log)" || say "the logs in the workdir may be a minute old"
+    everywhere "$(needs_setup send-log)" || say "the logs in the workdir may be a minute old"
     run mkdir -p "$to"
     run gcloud storage cp "$workdir/logs/*" "$to"
   fi
@@ -337,7 +366,9 @@ logs() {
 
 ssh() { connect ssh "$name" "--node=$node" "--worker=$worker"; }
 
-stop() { everywhere "$(if_set_up stop "$STOP_SECONDS" by-hand "$kill")"; }
+stop() {
+  everywhere "$(if_set_up stop "$STOP_SECONDS" by-hand "$kill")" $((STOP_SECONDS + ASK_SECONDS))
+}
 
 delete() { tpus queued-resources delete "$name" --force "$@"; }
 
@@ -360,13 +391,16 @@ observe() { # prints what is the case, in one word, for a failure with its exit 
 }
 
 judge() { # what every worker reports
-  local idle=yes running='' stopped='' lost='' missed='' workers=0 worst=0 word state code
+  local idle=yes running='' stopped='' lost='' missed='' other='' workers=0 worst=0
+  local word state code
   while read -r word _ state code; do
     [ "$word" = worker ] || continue
     [ "$state" = idle ] || idle=''
     workers=$((workers + 1))
     case $state in
-      running) running=yes ;;
+      running) # in which workdir
+        running=yes
+        [ "$code" = "$workdir" ] || other=$code ;;
       stopped) stopped=yes ;;
       ended) # told to end, but not by hand: its machine goes or went
         case $code in
@@ -382,6 +416,7 @@ judge() { # what every worker reports
     if [ "$workers" -gt 1 ]; then lost=yes; else worst=$missed; fi
   fi
   if [ -n "$idle" ]; then echo idle
+  elif [ -n "$other" ]; then echo "elsewhere $other"
   elif [ -n "$running" ] && [ "$lost$worst" = 0 ]; then echo running
   elif [ -n "$running" ]; then echo partial
   elif [ -n "$stopped" ]; then echo stopped
@@ -390,12 +425,15 @@ judge() { # what every worker reports
   else echo "failed $worst"; fi
 }
 
+REFUSED=64 # the exit code of a recovery that got no TPU
+
 recover() { # WHAT was observed
   case $1 in
-    preempted) delete --quiet; create ;;
-    missing) create ;; # an earlier attempt got no further than deleting
+    preempted) delete --quiet; create || exit "$REFUSED" ;;
+    missing) create || exit "$REFUSED" ;; # an earlier attempt got no further than deleting
     partial | interrupted) everywhere "$(if_set_up stop 60 '' kill)" ;;
   esac
+  (wait_active) || exit "$REFUSED"
   setup
   train
 }
@@ -422,12 +460,14 @@ end_watch() { # CODE MESSAGE
       say "that did not work; trying again"
       sleep "$POLL"
     done
+  elif find_resource && [ "$resource" = MISSING ]; then say "there is no $name any more"
   else say "$name still costs money"; fi
   exit "$1"
 }
 
 watch() {
-  local seen before='' begun='' times=0 patience mute='' own='' code restarts=()
+  local seen before='' begun='' stored='' times=0 patience mute='' own='' code restarts=()
+  local refusals=0 pause
   # The commit of now, also when commits are added while this runs.
   [ -n "$repo" ] || ref=$(git -C "$HERE" rev-parse "${ref:-HEAD}")
   if [ -n "$dry" ]; then
@@ -441,6 +481,11 @@ watch() {
     mute=yes times=$((times + 1))
     [ "$seen" = "$before" ] || { say "$(date '+%F %T') $name: $seen"; times=1; }
     before=$seen patience=1
+    case $seen in elsewhere*)
+      fail 4 "$name trains in ${seen#elsewhere }; stop it first, or watch it with that --workdir" ;;
+    esac
+    [ -n "$stored" ] || store_settings
+    stored=yes
     case $seen in partial | interrupted) patience=$GRACE ;; esac
     case $seen in
       finished) end_watch 0 "training has finished" ;;
@@ -464,8 +509,15 @@ watch() {
         (set -e; recover "$seen")
         code=$?
         set -e
-        if [ "$code" = 0 ]; then begun=yes
-        else say "that did not work (exit code $code); looking again"; fi
+        case $code in
+          0) begun=yes refusals=0 ;;
+          "$REFUSED") # costs nothing, and may take a night: asked less and less often
+            unset 'restarts[${#restarts[@]}-1]'
+            refusals=$((refusals < 30 ? refusals + 1 : 30))
+            say "there was no TPU; trying again"
+            for ((pause = 0; pause < refusals; pause++)); do sleep "$POLL"; done ;;
+          *) say "that did not work (exit code $code); looking again" ;;
+        esac
       fi ;;
     esac
     sleep "$POLL"
@@ -491,7 +543,6 @@ main() {
   check_settings "$action"
   temporary=$(mktemp -d "${TMPDIR:-/tmp}/launch_tpu.XXXXXX")
   trap 'rm -rf "$temporary"' EXIT
-  [ "$action" != watch ] || store_settings
   "$action"
   case $action in create | setup | train | resume) store_settings ;; esac
 }

@@ -18,6 +18,8 @@ def plan(options) -> None:
     keep_compiled(options.serialize)
     devices = topology_devices(options.topology, options.slices)
     if options.what == "animate":
+        if options.config or options.overrides or options.sweep:
+            raise UserError("--config and --sweep are for trainings; leave them out")
         model = read_config(options.model) if options.model else sd15()
         size = options.frames, options.height, options.width
         print(describe(plan_sampling(model, *size, options.steps, options.guidance, devices)))

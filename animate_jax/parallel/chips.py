@@ -11,7 +11,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of one JAX device; a v4 or v7x chip is two of them, each with half of everything."""
+    """Of one JAX device; a v7x chip is two of them, each with half of everything."""
 
     flops: float  # FLOP/s of dense bfloat16 products
     memory: float = 0  # bytes
@@ -21,7 +21,7 @@ class Chip:
 
 # Device kind, or how it begins.
 CHIPS = {
-    "TPU v4": Chip(137.5e12, 16 * GIB, 1.05e9, 150e9),
+    "TPU v4": Chip(275e12, 32 * GIB, 1.05e9, 300e9),
     "TPU v5 lite": Chip(197e12, 16 * GIB, 1.5e9, 200e9),
     "TPU v5": Chip(459e12, 95 * GIB, 1.75e9, 600e9),
     "TPU v6 lite": Chip(918e12, 32 * GIB, 1.75e9, 448e9),

@@ -65,7 +65,10 @@ def plan_training(config: ConfigDict, devices: Sequence[jax.Device], flops: floa
     stage = make_stage(config, mesh)
     shards = batch_shards(mesh) * config.accumulate
     if config.data.batch_size % shards:
-        raise UserError(f"a batch of {config.data.batch_size} does not split into {shards} parts")
+        raise UserError(
+            f"a batch of {config.data.batch_size} does not split into {shards} parts; make "
+            f"config.data.batch_size a multiple of {shards}, or choose another mesh"
+        )
     arguments = step_arguments(stage)
     state, frozen, _ = arguments
     sizes = _bytes((state.learned, frozen)), _bytes((state.optimizer, state.average))
@@ -115,6 +118,12 @@ def lower_sampling(
 ) -> tuple[jax.stages.Lowered, float, int]:
     """The program of some steps with one clip, as `inference.sampling.sample` calls it; the
     operations in it and the bytes of its parameters."""
+    motion = model_config.denoising_unet.motion
+    if motion and frames > motion.max_frames:
+        raise UserError(
+            f"{frames} frames at once; these motion modules know {motion.max_frames}, longer videos"
+            f" are made in windows of --frames {motion.max_frames} or fewer"
+        )
     dtype, model = jnp.bfloat16, AnimateAnyone(model_config, jnp.bfloat16)
     latents = height // 8, width // 8, model_config.denoising_unet.in_channels
     networks = "denoising_unet", "reference_unet"

@@ -23,6 +23,8 @@ SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
 COLLECTIVE = re.compile(
     r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
+CHANNEL = re.compile(r"channel_id=(\d+)")
+GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=)")
 KERNEL = re.compile(r'op_name="[^"]*?([\w]+)/pallas_call"')
 V5E_FLOPS_PER_CYCLE = 197e12 / 1.5e9
 
@@ -68,13 +70,24 @@ def read_program(compiled, chip: Chip) -> Program:
 
 def read_hlo(text: str, chip: Chip):
     """Optimized HLO -> XLA's cycles, those of kernels by name, collectives by name."""
-    runs = _runs(text)
+    runs, inside_fusions = _runs(text), _runs(text, fusions=True)
     cycles, kernels = 0.0, collections.Counter()
-    messages = collections.defaultdict(lambda: (0, 0))
-    times = 0
-    for line in text.splitlines():
+    sent, name, times = {}, None, 0
+    for number, line in enumerate(text.splitlines()):
         if found := COMPUTATION.match(line):
-            times = runs[found.group(1)]
+            name = found.group(1)
+            times = runs[name]
+        if (found := COLLECTIVE.search(line)) and inside_fusions[name]:
+            kind = found.group(1)
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"  # of the sum it keeps one part
+            # One message may be begun, carried on and ended in several places, under one channel.
+            channel = CHANNEL.search(line)
+            sent[channel.group(1) if channel else f"line {number}"] = (
+                kind,
+                inside_fusions[name],
+                _message_bytes(line),
+            )
         if not times:
             continue
         if found := CYCLES.search(line):
@@ -82,20 +95,23 @@ def read_hlo(text: str, chip: Chip):
         if 'custom_call_target="tpu_custom_call"' in line:
             name, needed = kernel_cycles(line, chip)
             kernels[name] += times * needed
-        if found := COLLECTIVE.search(line):
-            count, size = messages[found.group(1)]
-            messages[found.group(1)] = count + times, size + times * _result_bytes(line)
+    messages = collections.defaultdict(lambda: (0, 0))
+    for kind, times, size in sent.values():
+        count, total = messages[kind]
+        messages[kind] = count + times, total + times * size
     return cycles, dict(kernels), dict(messages)
 
 
-def _runs(text):
-    """How often each computation runs; a loop's as often as it is known to turn."""
+def _runs(text, fusions=False):
+    """How often each computation runs, those inside fusions too if asked for; a loop's as often as
+    it is known to turn."""
     calls, current, entry = collections.defaultdict(list), None, None
     for line in text.splitlines():
         if found := COMPUTATION.match(line):
             current = found.group(1)
             entry = current if line.startswith("ENTRY") else entry
-        elif current and " fusion(" not in line:  # a fusion's estimate stands where it is called
+        # A fusion's estimate stands where it is called.
+        elif current and (fusions or " fusion(" not in line):
             trips = TRIPS.search(line) if " while(" in line else None
             times = int(trips.group(1)) if trips else 1
             calls[current] += [(callee, times) for callee in CALLED.findall(line)]
@@ -118,10 +134,15 @@ def _shapes(text):
     ]
 
 
-def _result_bytes(line):
-    """Of a collective: its largest result, which for an all-gather is what arrives."""
+def _message_bytes(line):
+    """Of a collective: its largest result, which for an all-gather is what arrives; of a plain
+    reduce-scatter the whole sum."""
     results = re.split(r" (?:all|reduce|collective)-", line, maxsplit=1)[0]
-    return max((BYTES[kind] * math.prod(shape) for kind, shape in _shapes(results)), default=0)
+    size = max((BYTES[kind] * math.prod(shape) for kind, shape in _shapes(results)), default=0)
+    if " reduce-scatter(" in line and (group := GROUP.search(line)):
+        members, count = group.groups()
+        size *= int(count) if count else members.count(",") + 1
+    return size
 
 
 # Operations that a kernel gets through in one cycle of a v5e, at the sizes of Stable Diffusion's

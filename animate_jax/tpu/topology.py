@@ -10,7 +10,8 @@ import jax
 
 from animate_jax.errors import UserError
 
-# Accelerator types count chips for v5e and v6e, and cores, two a chip, for v4 and v5p.
+# Accelerator types count chips for v5e and v6e, and cores, two a chip, for v4 and v5p. A chip is
+# one device.
 GRIDS = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CUBES = {8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8"}
 ACCELERATORS = {
@@ -63,6 +64,8 @@ def topology_devices(text: str, slices: int = 1) -> list[jax.Device]:
     options = {"num_slices": slices} if slices > 1 else {}
     if name.endswith(":1x1"):
         options["chips_per_host_bounds"] = (1, 1, 1)
+    if name.startswith("v4:"):  # both cores of a chip together, as on a TPU VM
+        options["chip_config_name"] = "megacore"
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:

@@ -2,7 +2,7 @@
 # What launch_tpu.sh runs on every worker of a TPU, in the folder that it was copied to.
 #
 #   secrets       NAME=VALUE lines, for the trainer's environment
-#   source, venv  the project and its Python
+#   source, venv  the project and its Python; ready: they fit each other
 #   train.log     all trainings on this worker; a copy goes to WORKDIR/logs
 #   run/          of the last training: lock (held while it lives), id, pid, code, workdir, stopped
 set -euo pipefail
@@ -25,6 +25,7 @@ setup() { # REPO REF
 }
 
 prepare() {
+  rm -f ready
   [ ! -f secrets ] || chmod 600 secrets
   rm -rf source.new
   if [ -n "$1" ]; then
@@ -43,7 +44,10 @@ prepare() {
     "$python" -m venv venv
   fi
   venv/bin/python -m pip install --constraint source/constraints.txt './source[train,tpu]'
+  touch ready
 }
+
+refuse_unprepared() { [ -f ready ] || { answer "is not set up; run setup"; exit 4; }; }
 
 new_enough() { "$1" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
@@ -59,7 +63,7 @@ find_python() { # prints one; where the image has none, uv brings it
 }
 
 start() { # ID WORKDIR COMMAND...
-  [ -d source ] || { answer "is not set up"; exit 4; }
+  refuse_unprepared
   exec 9>>run/lock # inherited by all that follows
   if ! flock -w 2 9; then # longer than anybody who asks holds it
     # gcloud repeats a command whose connection broke: then this is the training meant.
@@ -100,7 +104,7 @@ send_log() {
 }
 
 state() {
-  if training; then echo running
+  if training; then echo "running $(cat run/workdir)"
   elif [ -f run/stopped ]; then echo "stopped $(cat run/code 2>/dev/null)"
   elif [ -f run/code ]; then echo "ended $(cat run/code)"
   elif [ -f run/id ]; then echo lost
@@ -129,7 +133,7 @@ main() {
   mkdir -p run
   case $1 in
     setup) setup "${@:2}" ;;
-    idle) refuse_while_training; answer idle ;;
+    idle) refuse_unprepared; refuse_while_training; answer idle ;;
     start) start "${@:2}" ;;
     run) run "${@:2}" ;;
     report) answer "$(state)" ;;

@@ -18,6 +18,8 @@ from animate_jax.training.step import TrainState
 
 LOSS = "validation_loss"  # the metric that the best checkpoints are kept by
 ITEMS = ("state", "data", "config")
+# What Orbax and TensorStore say of files that are cut short or gone.
+_DAMAGE = "OUT_OF_RANGE", "NOT_FOUND", "DATA_LOSS", "was not found in the checkpoint"
 
 
 _reported = 0  # steps of this process, over all stages that it trains
@@ -113,6 +115,14 @@ def restore(manager: ocp.CheckpointManager, shapes: TrainState) -> tuple[TrainSt
         restored = manager.restore(step, args=items)
     except (ValueError, KeyError, OSError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if isinstance(error, (OSError, json.JSONDecodeError)) or any(
+            mark in str(error) for mark in _DAMAGE
+        ):
+            older = [str(one) for one in manager.all_steps() if one < step]
+            raise UserError(
+                f"{manager.directory / str(step)}: is damaged ({reason}); remove it: training goes"
+                f" on from step {older[-1] if older else 0}"
+            ) from error
         raise UserError(
             f"{manager.directory / str(step)}: does not fit this config ({reason}); use the config"
             " it was written with, or another --workdir"

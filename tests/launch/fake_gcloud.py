@@ -3,7 +3,8 @@
 Everything is in the folder $FAKE_CLOUD: `calls` (every command line), `resource` (absent until it
 is created), `workers/NAME` (home directories), `bucket` (all of gs://) and, written by tests,
 `coming` (the states that `describe` goes through after a creation), `unreachable` (a node),
-`refuse` (an exit code for creations) and `busy` (so many deletions fail).
+`refuse` (an exit code for creations), `busy` (so many deletions fail), `hang` (connections die) and
+`no_pip` (a worker on which nothing can be installed).
 """
 
 import json
@@ -13,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 CLOUD = Path(os.environ["FAKE_CLOUD"])
@@ -101,6 +103,8 @@ def targets(flags):
 
 
 def ssh(words, flags):
+    while (CLOUD / "hang").exists():
+        time.sleep(0.05)
     processes = []
     for home in reversed(targets(flags)):  # who answers first is anybody's guess
         environment = {name: os.environ[name] for name in ("PATH", "FAKE_CLOUD")}

@@ -41,7 +41,9 @@ case $1-$2 in
     mkdir -p "$3/bin"
     cp "$0" "$3/bin/python"
     cp "$FAKE_CLOUD/bin/animate-jax" "$3/bin" ;;
-  -m-pip) echo "$0 $*" >>"$FAKE_CLOUD/pip" ;;
+  -m-pip)
+    echo "$0 $*" >>"$FAKE_CLOUD/pip"
+    [ "$(cat "$FAKE_CLOUD/no_pip" 2>/dev/null)" != "$FAKE_HOST" ] ;;
 esac
 """
 
@@ -214,7 +216,8 @@ def test_a_training_from_its_creation_to_its_deletion(cloud):
     (cloud.folder / "bucket/bucket/run/metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
     status = cloud.launch("status", "--name", "dance").out()
     assert status.splitlines() == [
-        *("dance is ACTIVE", "worker dance-w-0 running", "worker dance-w-1 running"),
+        "dance is ACTIVE",
+        *(f"worker dance-w-{number} running gs://bucket/run" for number in range(2)),
         *("dance READY", 'metrics: {"step": 2}'),
     ]
 
@@ -268,6 +271,11 @@ def test_secrets_reach_the_trainer_and_nothing_else(cloud):
     holders = {path.name for path in holders if "very'secret" in path.read_text(errors="replace")}
     holders = {name for name in holders if not name.startswith("dance-w-")}  # the trainers
     assert holders == {"secrets"}
+    cloud.launch("setup", "--name", "dance", "--secret=")
+    cloud.launch("train", "--name", "dance")
+    cloud.until_trained(4)
+    assert [token for token, _, _ in cloud.trained()] == [secret] * 2 + [""] * 2
+    assert not list(cloud.folder.glob("workers/*/animate-tpu/secrets"))
     # A password in the address of the repository would be shown.
     address = "https://me:very'secret@example.com/repo"
     refused = cloud.launch("setup", *FLAGS, "--repo", address, code=2)
@@ -382,6 +390,62 @@ def test_watch_ends_when_training_is_stopped_or_the_tpu_deleted_by_hand(cloud):
     assert len(cloud.calls("create")) == 1 and len(cloud.trained()) == 4
 
 
+def test_watch_does_not_take_another_training_for_its_own(cloud):
+    cloud.running()
+    other = cloud.start("watch", "--name=dance", "--workdir=gs://bucket/other", "--then-delete")
+    assert other.wait(PATIENCE) == 4
+    assert "trains in gs://bucket/run; stop it first" in other.err()
+    assert (cloud.folder / "resource").exists()
+    cloud.launch("stop", "--name", "dance")
+    cloud.launch("resume", "--name", "dance")
+    cloud.until_trained(4)
+    assert "gs://bucket/run" in cloud.trained()[-1][2]
+
+
+def test_watch_goes_on_when_a_connection_dies(cloud):
+    cloud.launch("create", *FLAGS, "--spot")
+    process = watch(cloud, LAUNCH_ASK_SECONDS="5")
+    cloud.until_trained(2)
+    (cloud.folder / "hang").touch()
+    cloud.until(lambda: "no answer within 5 s" in process.err())
+    cloud.kill()
+    cloud.resource(coming=["SUSPENDED"])
+    (cloud.folder / "hang").unlink()
+    cloud.until_trained(4)
+    cloud.trainer(0)
+    assert process.wait(PATIENCE) == 0
+
+
+def test_watch_waits_for_a_tpu_as_long_as_it_takes(cloud):
+    cloud.launch("create", *FLAGS, "--spot")
+    process = watch(cloud, LAUNCH_MAX_RESTARTS="2", LAUNCH_POLL_SECONDS="0.01")
+    cloud.until_trained(2)
+    cloud.kill()
+    (cloud.folder / "refuse").write_text("1")
+    cloud.resource(coming=["SUSPENDED"])
+    cloud.until(lambda: process.err().count("there was no TPU; trying again") == 4)
+    (cloud.folder / "refuse").unlink()
+    cloud.until_trained(4)
+    cloud.trainer(0)
+    assert process.wait(PATIENCE) == 0
+    assert "given up" not in process.err()
+
+
+def test_no_worker_starts_where_one_could_not_be_set_up(cloud):
+    cloud.launch("create", *FLAGS, *TRAINING)
+    assert "run setup" in cloud.launch("train", "--name", "dance", code=4).err()
+    (cloud.folder / "no_pip").write_text("dance-w-1")
+    told = cloud.launch("setup", "--name", "dance", code=1).err()
+    assert "worker dance-w-1 could not be set up" in told
+    told = cloud.launch("train", "--name", "dance", code=4).err()
+    assert "worker dance-w-1 is not set up; run setup" in told and not cloud.trained()
+    (cloud.folder / "no_pip").unlink()
+    cloud.launch("setup", "--name", "dance")
+    cloud.launch("train", "--name", "dance", "--compiled=gs://bucket/compiled")
+    cloud.until_trained(2)
+    assert cloud.trained()[-1][2][-1] == "--compiled=gs://bucket/compiled"
+
+
 def test_stop_kills_only_when_asked_to(cloud):
     cloud.trainer("deaf")
     cloud.running()
@@ -462,6 +526,7 @@ def test_dry_run_shows_commands_and_runs_none(cloud, action):
         (["create", "--name=a", "--accelerator-type=v4-8"], "--zone"),
         (["create", "--name=a", "--zone=z", "--accelerator-type=big"], "--accelerator-type"),
         (["create", "--name=a", "--zone=z", "--accelerator-type=v9x-8"], "--runtime-version"),
+        (["create", "--name=a", "--zone=z", "--accelerator-type=v5e-8"], "is v5litepod-8"),
         (["create", *FLAGS, "--slices=0"], "--slices '0'"),
         (["create", *FLAGS, "--provisioning=free"], "--provisioning 'free'"),
         (["create", *FLAGS, "--color=red"], "'color'"),

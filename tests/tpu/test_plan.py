@@ -115,6 +115,33 @@ def test_loops_kernels_and_messages_are_counted():
     assert messages == {"all-gather": (7, 7 * 32)}
 
 
+MESSAGES = """
+%start (p: bf16[8,4]) -> (bf16[8,4], bf16[8,16]) {
+  %g = bf16[8,16] all-gather(%p), channel_id=2, replica_groups={{0,1,2,3}}
+}
+%done (s: (bf16[8,4], bf16[8,16])) -> bf16[8,16] {
+  %h = bf16[8,16] all-gather(%s), channel_id=2, replica_groups={{0,1,2,3}}
+}
+%all-reduce-scatter (i: f32[8,16]) -> f32[8,4] {
+  %r = f32[8,16] all-reduce(%i), channel_id=3, replica_groups={{0,1,2,3}}, to_apply=%add
+}
+ENTRY %main (p: bf16[8,4]) -> bf16[8,16] {
+  %s = (bf16[8,4], bf16[8,16]) fusion(%p), kind=kCustom, calls=%start
+  %d = bf16[8,16] fusion(%s), kind=kCustom, calls=%done
+  %f = f32[8,4] fusion(%d), kind=kCustom, calls=%all-reduce-scatter
+  %q = f32[8,4] reduce-scatter(%f), channel_id=4, replica_groups=[2,4]<=[8]
+}
+"""
+
+
+def test_messages_inside_fusions_are_counted_once():
+    *_, messages = read_hlo(MESSAGES, V5E)
+    assert messages == {
+        "all-gather": (1, 2 * 8 * 16),
+        "reduce-scatter": (2, 4 * 8 * 16 + 4 * (8 * 4) * 4),
+    }
+
+
 # In a process of its own, because libtpu's environment is read once.
 COMPILE = """
 import json, sys
@@ -154,6 +181,11 @@ def test_a_small_stage_fits_v5e():
     assert plan["flops"] > 1e8 and 0 < plan["seconds"] < 1
     assert plan["messages"]["all-reduce"][0] > 0
     assert "picture_sums" in plan["kernels"]
+
+
+def test_a_v4_chip_is_one_device():
+    plan = compiled("tests/small_stage1.py", "v4:2x2x1", "data.batch_size=8")
+    assert plan["devices"] == 4 and plan["fits"]
 
 
 def test_small_sampling_fits_v6e():
@@ -206,6 +238,8 @@ def test_what_is_said():
         (["--topology", "v5e-3", "--config", "configs/stage1.py"], "no TPU known"),
         (["--topology", "v5e:9x9", "--config", "configs/stage1.py"], "no such topology"),
         (["--topology", "v5e-4"], "--config configs/stage1.py"),
+        (["animate", "--topology", "v5e:1x1", "--frames", "64"], "--frames 32 or fewer"),
+        (["animate", "--topology", "v5e:1x1", "--config.x=1"], "for trainings"),
         (["--topology", "v5e-4", "--config", "configs/no.py"], "no such config"),
     ],
 )
