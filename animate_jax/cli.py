@@ -93,7 +93,8 @@ def _add_pose_backend(parser):
     group.add_argument(
         "--backend", default="blazepose", choices=["blazepose", "dwpose"], help="networks"
     )
-    group.add_argument("--person", type=int, metavar="N", help="0: most seen (default), 1: next")
+    person = "0: most seen (default), 1: next"
+    group.add_argument("--person", type=_at_least_0, metavar="N", help=person)
     group.add_argument(
         "--no-smooth", dest="smooth", action="store_false", default=True, help="keep the jitter"
     )
@@ -138,6 +139,12 @@ def _add_animate(command):
     _add_compiled(parser)
     _add_pose_backend(parser)
     _add_overwrite(parser)
+
+
+def _at_least_0(text):
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    return int(text)
 
 
 def _positive(text):

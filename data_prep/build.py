@@ -39,6 +39,10 @@ def open_build(out: str | os.PathLike, work: str | None = None, overwrite: bool 
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; choose another name")
     work = work or str(out / "work")
+    if not is_remote(work):
+        check_place(work)
+        if Path(work).exists() and not Path(work).is_dir():
+            raise UserError(f"{work}: is a file; choose another place for --work")
     entries = {entry.name for entry in out.iterdir()} if out.exists() else set()
     if not entries <= OURS:
         raise UserError(f"{out}: holds {min(entries - OURS)}; choose a new directory")

@@ -90,9 +90,11 @@ def _build(options):
     from data_prep.build import make_clips, make_poses
     from data_prep.clips import load_cut
     from data_prep.poses import load_pose
+    from data_prep.records import check_share
     from data_prep.shards import record_writers
 
     running, posing = _running(options), _posing(options)
+    check_share(options.validation)
     # Packages and networks that are missing should be known before the long work.
     load_cut(_cutting(options)), load_pose(posing), record_writers()
     videos, work = _open(options)

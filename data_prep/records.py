@@ -37,6 +37,11 @@ class Written:
     drops: list[dict]
 
 
+def check_share(validation: float) -> None:
+    if not 0 <= validation < 1:
+        raise UserError(f"a share of {validation} for validation; give one from 0 to below 1")
+
+
 def write_records(
     clips: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
@@ -54,8 +59,7 @@ def write_records(
     UserError where `out` exists (unless `overwrite`, which replaces nothing but earlier records)
     and where a clip does not fit its metadata or its keypoints.
     """
-    if not 0 <= validation < 1:
-        raise UserError(f"a share of {validation} for validation; give one from 0 to below 1")
+    check_share(validation)
     directories = [clips] if isinstance(clips, str | os.PathLike) else list(clips)
     out = Path(out)
     check_place(out)

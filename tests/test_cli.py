@@ -144,6 +144,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(model, files, tmp_path, capsys
         (["--guidance", "nan"], "guidance"),
         (["--fps", "-1"], "frames per second"),
         (["--initial-noise", str(tmp_path / "other.npy")], "other.npy"),
+        (["--side-by-side", str(out.parent / ".." / "out" / "video.mp4")], "two outputs"),
+        (["--compiled", str(tmp_path / "text.npz")], "compiled programs cannot be kept"),
     ]
     for more, message in cases:
         code = animate(model, files, out, *SMALL, "--retarget", "none", *more)
@@ -295,6 +297,16 @@ def test_a_bucket_keeps_what_is_copied_onto_itself(model, buckets, capsys):
     ):
         error_of(capsys, main(["copy", source, out, "--overwrite"]), "is what is copied")
     assert sorted(there.rglob("*")) == files and len(files) > 10
+
+
+@pytest.mark.parametrize("size, expected", [(["--width", "30"], 24), (["--height", "61"], 56)])
+def test_one_side_that_is_rounded_stretches_nothing(model, files, tmp_path, capsys, size, expected):
+    Image.new("RGB", (128, 128)).save(tmp_path / "square.png")
+    more = ["--reference", str(tmp_path / "square.png"), "--retarget", "none", "--frames", "1"]
+    out = tmp_path / "out.npy"
+    assert animate(model, files, out, "--steps", "1", *size, *more) == 0
+    assert np.load(out).shape == (1, expected, expected, 3)
+    assert "stretched" not in capsys.readouterr().err
 
 
 def test_what_can_be_refused_is_refused_before_poses_are_sought(model, files, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import numpy as np
@@ -14,7 +15,7 @@ from animate_jax.inference.pipeline import (
     AnimateAnyonePipeline,
     check_window,
     default_window,
-    rounded_size,
+    fitted_size,
 )
 from animate_jax.inference.preprocessing import resize, skeleton_pixels
 from animate_jax.inference.windows import make_windows
@@ -30,8 +31,10 @@ def animate(options) -> None:
     What can be refused is refused before the long work begins.
     """
     beside = options.side_by_side if isinstance(options.side_by_side, str) else None
-    for path in (*options.out, *([beside] if beside else ())):
+    outputs = (*options.out, *([beside] if beside else ()))
+    for path in outputs:
         check_output(path, options.overwrite)
+    _check_apart(outputs)
     keep_compiled(options.compiled)
     if options.fps is not None:
         exact_rate(options.fps)
@@ -53,6 +56,7 @@ def animate(options) -> None:
 
     motion, fps = driving_motion(options, picture, size, config.preprocessing.pose)
     fps = options.fps or fps
+    exact_rate(fps)
     print(f"loading {model}")
     pipeline = AnimateAnyonePipeline.from_pretrained(model, options.dtype)
     print(f"{len(motion)} frames of {size[0]}x{size[1]}, {options.steps} {options.sampler} steps")
@@ -91,18 +95,19 @@ def _drawn(motion, size, resample):
     return (skeleton_pixels(frame, *size, resample) for frame in motion)
 
 
+def _check_apart(outputs):
+    places = [os.path.realpath(path) for path in outputs]
+    for number, place in enumerate(places):
+        for other in places[:number]:
+            if os.path.commonpath([place, other]) in (place, other):
+                raise UserError(f"{outputs[number]}: the place of two outputs; choose another")
+
+
 def _video_size(options, picture, config):
     """As asked for; else the picture's proportions, the shorter side as the model was trained."""
     (height, width), multiple = picture.shape[:2], config.autoencoder.downscale
-    if options.width:
-        scale = options.width / width
-    elif options.height:
-        scale = options.height / height
-    else:
-        scale = config.resolution / min(width, height)
-    fitting = (max(1, round(side * scale / multiple)) * multiple for side in (width, height))
-    size = (given or own for given, own in zip((options.width, options.height), fitting))
-    size = rounded_size(*size, multiple)
+    asked = options.width, options.height
+    size = fitted_size(*asked, (width, height), config.resolution, multiple)
     if abs(np.log(size[0] / size[1] / (width / height))) > 0.05:
         warnings.warn(
             f"the reference, {width}x{height}, is stretched to {size[0]}x{size[1]};"

@@ -33,7 +33,7 @@ from animate_jax.files import check_place
 from animate_jax.inference.pipeline import (
     AnimateAnyonePipeline,
     default_window,
-    rounded_size,
+    fitted_size,
 )
 from animate_jax.inference.windows import default_overlap
 from animate_jax.pose.render import draw_skeletons
@@ -121,7 +121,7 @@ def _load_networks(options) -> Networks:
 
 def _measure(options, settings, cases: Iterator[Case], networks, windows) -> dict:
     """The report of all cases; memory holds one clip at a time, and features."""
-    rows, features, sizes, masked = [], ([], []), set(), False
+    rows, features, sizes = [], ([], []), set()
     for told, predicted, truth, mask, shown in cases:
         frames = frame_scores(predicted, truth, mask, networks)
         row = {**told, "frames": len(truth), **clip_scores(frames, predicted, truth)}
@@ -131,7 +131,6 @@ def _measure(options, settings, cases: Iterator[Case], networks, windows) -> dic
         for clip, found in zip((predicted, truth), features):
             found.append(clip_features(clip, networks, windows))
         sizes.add(truth.shape[2:0:-1])
-        masked |= mask is not None
         if options.pictures:
             name = told["name"].replace("/", "__")
             joined = side_by_side(*shown, predicted, truth)
@@ -139,7 +138,7 @@ def _measure(options, settings, cases: Iterator[Case], networks, windows) -> dic
             write_video(place, joined, PICTURES_FPS, overwrite=options.overwrite)
     distances = set_distances(*features, networks)
     settings = {**settings, "sizes": sorted(sizes)}
-    reasons = left_out(networks, np.min(list(sizes), 0), masked, windows, distances)
+    reasons = left_out(networks, rows, windows, distances)
     return make_report(settings, rows, distances, reasons)
 
 
@@ -213,17 +212,9 @@ def _size(options, clip: Entry, config) -> tuple[int, int]:
     """(width, height) as asked for, one of them or both; else at the model's resolution. What is
     not asked for is by the first clip's proportions."""
     multiple = config.autoencoder.downscale if config else BASELINE_MULTIPLE
-    if options.width:
-        scale = options.width / clip.width
-    elif options.height:
-        scale = options.height / clip.height
-    else:
-        scale = min(1.0, config.resolution / min(clip.width, clip.height)) if config else 1.0
-    fitting = (
-        max(1, round(side * scale / multiple)) * multiple for side in (clip.width, clip.height)
-    )
-    asked = options.width, options.height
-    return rounded_size(*(given or own for given, own in zip(asked, fitting)), multiple)
+    own = clip.width, clip.height
+    shorter = min(*own, config.resolution) if config else min(own)
+    return fitted_size(options.width, options.height, own, shorter, multiple)
 
 
 def _generator(options, config, size) -> tuple[Generator, dict]:

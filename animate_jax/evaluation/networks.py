@@ -29,7 +29,8 @@ class Network:
 
     option: of the command line. metric: whose features it computes. files: usual names, as
     patterns. example: the shape of an input that is quick to check. unused: a pattern of names in
-    the file that no feature comes from.
+    the file that no feature comes from. classes: a tensor of the file with one row for each class
+    of the training that features come from; the same network from another one gives other numbers.
     """
 
     option: str
@@ -38,6 +39,7 @@ class Network:
     files: tuple[str, ...]
     example: tuple[int, ...]
     unused: str
+    classes: tuple[str, int]
 
 
 NETWORKS = {
@@ -48,6 +50,7 @@ NETWORKS = {
         ("pt_inception-2015-12-05*.pth",),
         (1, 96, 96, 3),
         r"fc\..*|AuxLogits\..*|.*\.num_batches_tracked",
+        ("fc.weight", 1008),
     ),
     "i3d": Network(
         "--i3d",
@@ -56,6 +59,7 @@ NETWORKS = {
         ("i3d_pretrained_400.pt", "rgb_imagenet.pt"),
         (1, i3d.LEAST_FRAMES, 64, 64, 3),
         r".*\.num_batches_tracked",
+        ("logits.conv3d.weight", i3d.FEATURES),
     ),
     "resnet3d": Network(
         "--resnet3d",
@@ -64,6 +68,7 @@ NETWORKS = {
         ("resnet-50-kinetics.pth",),
         (1, 16, 64, 64, 3),
         r"fc\..*|.*\.num_batches_tracked",
+        ("fc.weight", 400),
     ),
 }
 LPIPS_FILES = ("alexnet-owt-*.pth", "vgg16-*.pth", "alex.pth", "vgg.pth")
@@ -97,6 +102,13 @@ def find_files(directory: str | Path) -> dict[str, list[Path]]:
 def load_network(name: str, path: str | Path) -> Weights:
     """The weights of one of NETWORKS. Raises UserError for a file of anything else."""
     network = NETWORKS[name]
+    layer, classes = network.classes
+    there = open_state_dict(path)
+    if layer in there and there[layer].shape[0] != classes:
+        raise UserError(
+            f"{path}: is of {there[layer].shape[0]} classes, the usual file of {classes};"
+            f" {missing_files(name)}"
+        )
     tensors = _read(path, network.unused)
     _check(str(path), network.features, tensors, network.example)
     return tensors

@@ -18,10 +18,19 @@ from animate_jax.evaluation.frechet import frechet_distance
 from animate_jax.evaluation.layers import Weights
 from animate_jax.evaluation.lpips import lpips
 from animate_jax.evaluation.networks import LPIPS_NETWORKS, NETWORKS, missing_files
-from animate_jax.evaluation.ssim import MS_SSIM_SMALLEST, ms_ssim, ssim, ssim_disco
+from animate_jax.evaluation.ssim import (
+    DISCO_WINDOW,
+    MS_SSIM_SMALLEST,
+    SSIM_SMALLEST,
+    ms_ssim,
+    ssim,
+    ssim_disco,
+)
 
 PICTURES, CLIPS = 8, 2  # that go through a compiled function at once
 LPIPS_SMALLEST = 64
+# Pixels that the shorter side of a picture must have.
+SMALLEST = {"ssim": SSIM_SMALLEST, "ms_ssim": MS_SSIM_SMALLEST, "ssim_disco": DISCO_WINDOW}
 # In the order of reports: whether more is better.
 METRICS = {
     "l1": False,
@@ -77,8 +86,10 @@ def frame_scores(
     scores = {
         name: np.concatenate([score(predicted[part], truth[part]) for part in parts])
         for name, score in DISCO.items()
+        if smallest >= SMALLEST.get(name, 0)
     }
-    scores |= in_batches(functools.partial(_similarities, smallest >= MS_SSIM_SMALLEST), *both)
+    large_enough = tuple(name for name in _SIMILARITIES if smallest >= SMALLEST.get(name, 0))
+    scores |= in_batches(functools.partial(_similarities, large_enough), *both)
     if mask is not None:
         scores |= in_batches(_masked, *both, mask)
     if smallest >= LPIPS_SMALLEST:
@@ -136,21 +147,29 @@ def set_distances(
 
 
 def left_out(
-    networks: Networks, size: tuple[int, int], masked: bool, windows: Windows, distances: Mapping
+    networks: Networks, rows: Sequence[Mapping], windows: Windows, distances: Mapping
 ) -> dict[str, str]:
-    """Why metrics are missing from a report, by their names; size is (width, height)."""
-    reasons = {}
-    if not masked:
-        reasons["psnr_character"] = "which pixels are the character's is known of puppets only"
-    if min(size) < MS_SSIM_SMALLEST:
-        reasons["ms_ssim"] = f"needs pictures of at least {MS_SSIM_SMALLEST} pixels on each side"
+    """Why metrics are missing from a report, or from some of its clips, by their names."""
+    sides = SMALLEST.copy()
+    usual = {
+        "psnr_character": "which pixels are the character's is known of puppets only",
+        "flicker": "needs two frames",
+        "flicker_ratio": "needs two frames of the truth that differ",
+    }
     for kind in LPIPS_NETWORKS:
-        names = [f"lpips_{kind}", *(["lpips_disco"] if kind == "vgg" else [])]
-        for name in names:
-            if kind not in networks.lpips:
-                reasons[name] = missing_files("lpips")
-            elif min(size) < LPIPS_SMALLEST:
-                reasons[name] = f"needs pictures of at least {LPIPS_SMALLEST} pixels on each side"
+        for name in [f"lpips_{kind}", *(["lpips_disco"] if kind == "vgg" else [])]:
+            if kind in networks.lpips:
+                sides[name] = LPIPS_SMALLEST
+            else:
+                usual[name] = missing_files("lpips")
+    for name, side in sides.items():
+        usual[name] = f"needs pictures of at least {side} pixels on each side"
+    reasons = {}
+    for name, reason in usual.items():
+        lacking = sum(name not in row for row in rows)
+        some = f"{lacking} of {len(rows)} clips: " if lacking < len(rows) else ""
+        if lacking:
+            reasons[name] = some + reason
     for metric, name in DISTANCES.items():
         if name not in networks.features:
             reasons[metric] = missing_files(name)
@@ -176,10 +195,12 @@ def in_batches(function: Callable, *arrays: Sequence, size: int = PICTURES) -> d
     return {name: np.concatenate([out[name] for out in outs]) for name in outs[0]}
 
 
+_SIMILARITIES = {"l1": pixels.l1, "psnr": pixels.psnr, "ssim": ssim, "ms_ssim": ms_ssim}
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _similarities(several_scales, a, b):
-    scores = {"l1": pixels.l1(a, b), "psnr": pixels.psnr(a, b), "ssim": ssim(a, b)}
-    return scores | ({"ms_ssim": ms_ssim(a, b)} if several_scales else {})
+def _similarities(names, a, b):
+    return {name: _SIMILARITIES[name](a, b) for name in names}
 
 
 @jax.jit

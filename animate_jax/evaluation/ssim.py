@@ -11,6 +11,7 @@ WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 # At five scales the smallest picture is a sixteenth, and its window needs more than 10 pixels.
+SSIM_SMALLEST = WINDOW // 2 + 1  # of the mirrored border
 MS_SSIM_SMALLEST = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
 
 

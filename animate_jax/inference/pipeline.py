@@ -214,6 +214,20 @@ def default_dtype(dtype=None):
     return dtype
 
 
+def fitted_size(
+    width: int | None, height: int | None, own: tuple[int, int], shorter: float, multiple: int
+) -> tuple[int, int]:
+    """(width, height) of a video as asked for, in multiples of `multiple`; what is not asked for is
+    by the proportions of `own` (width, height), whose shorter side becomes `shorter` where neither
+    is."""
+    scale = shorter / min(own)
+    for asked, side in zip((height, width), reversed(own)):
+        if asked:  # what it will be, or the other side would not fit it
+            scale = max(asked // multiple, 1) * multiple / side
+    fitting = (max(1, round(side * scale / multiple)) * multiple for side in own)
+    return rounded_size(*(a or f for a, f in zip((width, height), fitting)), multiple)
+
+
 def rounded_size(width: int, height: int, multiple: int) -> tuple[int, int]:
     """The next smaller sizes above 0 that are divisible by `multiple`, as PyTorch's pipelines
     take them; warns where they change."""

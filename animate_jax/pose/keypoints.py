@@ -125,6 +125,11 @@ def load_keypoints(path: str | os.PathLike) -> Keypoints:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such keypoint file; check the path")
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path}: not a keypoint file (.npz); make one with: animate-jax pose, or give a video"
+            " with --driving, or a pose that you have written down as a .json file"
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
             points, fps, size = archive["points"], archive["fps"], archive["size"]
@@ -147,6 +152,8 @@ def load_written_points(path: str | os.PathLike) -> np.ndarray:
     for anything else.
     """
     names = (*BODY_NAMES, *FEET_NAMES)
+    if not Path(path).is_file():
+        raise UserError(f"{path}: there is no such file; check the path")
     try:
         written = json.loads(Path(path).read_text(encoding="utf-8"))
         places = {name: np.array(place, np.float32) for name, place in written.items()}

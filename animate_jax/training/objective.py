@@ -20,6 +20,7 @@ from animate_jax.diffusion.schedule import (
     offset_noise,
     prediction_target,
 )
+from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.parallel.mesh import BATCH_AXES
 from animate_jax.pose.render import draw_skeletons
@@ -41,6 +42,21 @@ class DenoisingLoss:
     drop_both: float = 0.1
     drop_image: float = 0.0
     drop_reference: float = 0.0
+
+    def __post_init__(self):
+        for name in ("drop_both", "drop_image", "drop_reference"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"config.loss.{name} is {getattr(self, name)}; give a probability, 0 to 1"
+                )
+        for name in ("min_snr_gamma", "noise_offset"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"config.loss.{name} is {getattr(self, name)}; 0 is none, at least")
+        if not self.timestep_shift > 0:
+            raise UserError(
+                f"config.loss.timestep_shift is {self.timestep_shift}; 1 shifts nothing, 0 and less"
+                " are not possible"
+            )
 
 
 class Example(typing.NamedTuple):

@@ -20,7 +20,8 @@ class OptimizerConfig:
     the finished model use, 0 for none.
 
     "muon" orthogonalises the updates of kernels, for short trainings from random weights; all else
-    learns by AdamW, at `others_rate` times the rate."""
+    learns by AdamW, at `others_rate` times the rate. "adafactor" takes neither b1, b2 nor eps, and
+    its rate is that of the parameters as for AdamW, not relative to their size."""
 
     name: typing.Literal["adamw", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-5
@@ -60,8 +61,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             raise UserError(
                 f"config.optimizer.{name} is {getattr(config, name)}; give {low} or more"
             )
-    if not 0 <= config.average_decay < 1:
-        raise UserError(f"config.optimizer.average_decay is {config.average_decay}, not in [0, 1)")
+    for name in ("average_decay", "b1", "b2"):
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError(f"config.optimizer.{name} is {getattr(config, name)}, not in [0, 1)")
+    if not config.eps > 0:
+        raise UserError(f"config.optimizer.eps is {config.eps}; give a small positive number")
     rate = learning_rate_schedule(config, steps)
     if config.name == "adamw":
         main = optax.adamw(
@@ -80,13 +84,14 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             mu_dtype=config.moment_dtype,
             adam_b1=config.b1,
             adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
             adam_learning_rate=lambda step: config.others_rate * rate(step),
             muon_weight_dimension_numbers=_kernels,
         )
     else:
         # optax subtracts it as it is, while AdamW's is a share of the rate.
         decay = (lambda step: config.weight_decay * rate(step)) if config.weight_decay else None
-        main = optax.adafactor(rate, weight_decay_rate=decay)
+        main = optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=decay)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, main)
 

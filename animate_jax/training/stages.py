@@ -157,6 +157,10 @@ def _check(config):
     for name in ("steps", "accumulate", "encode_pictures", "log_every", "checkpoint_every"):
         if config[name] < 1:
             raise UserError(f"config.{name} is {config[name]}; give at least 1")
+    if config.optimizer.warmup >= config.steps > 1:
+        note = f"config.optimizer.warmup is {config.optimizer.warmup}, but there are only"
+        note += f" {config.steps} steps: the learning rate never gets to what it should be"
+        warnings.warn(note, UserNote, stacklevel=2)
     if not config.learned:
         raise UserError("config.learned is empty: nothing would be trained")
 

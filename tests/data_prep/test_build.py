@@ -234,6 +234,16 @@ def test_directories_that_are_not_ours(collection, tmp_path, capsys):
     assert "run the step clips" in capsys.readouterr().err
 
 
+def test_bad_values_are_told_before_the_work(collection, tmp_path, capsys):
+    arguments = "build", "--videos", collection, "--out", tmp_path / "out", *CUT
+    assert run(*arguments, "--validation", 2) == 2
+    assert "a share of 2.0" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run(*arguments, "--work", tmp_path / "file") == 2
+    assert "is a file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_usable_is_an_error_with_the_reasons(collection, tmp_path, capsys):
     videos = tmp_path / "videos"
     videos.mkdir()

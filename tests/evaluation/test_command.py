@@ -140,6 +140,7 @@ def test_folders_score_as_the_command_does(copied, tmp_path, capsys):
     for name, mean in report["means"].items():
         if name != "psnr_character":
             np.testing.assert_allclose(found["means"][name]["mean"], mean["mean"], rtol=1e-6)
+    assert "ms_ssim" in found["left_out"] and "flicker" not in found["left_out"]
     # One folder of pictures is one clip; sizes may differ.
     one = "--predicted", directory / "predicted/000001", "--truth", directory / "truth/000001"
     _, single = evaluate(tmp_path / "single.json", *one, "--width", 48, "--height", 64)

@@ -170,6 +170,9 @@ def test_other_files_are_refused(tmp_path, inception_file):
     more = save(tmp_path / "more.pth", state | {"extra": torch.ones(2)})
     with pytest.raises(UserError, match="1 tensors are not this network's, the first is 'extra'"):
         load_network("inception", more)
+    torchvisions = state | {"fc.weight": torch.ones(1000, 2048), "fc.bias": torch.ones(1000)}
+    with pytest.raises(UserError, match="is of 1000 classes, the usual file of 1008"):
+        load_network("inception", save(tmp_path / "torchvision.pth", torchvisions))
     state["Mixed_7c.branch1x1.conv.weight"] = torch.ones(320, 7, 1, 1)
     with pytest.raises(UserError, match="other shapes"):
         load_network("inception", save(tmp_path / "shape.pth", state))

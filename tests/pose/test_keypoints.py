@@ -67,6 +67,11 @@ def test_files_of_another_kind_are_refused(tmp_path):
             kp.load_keypoints(tmp_path / name)
     with pytest.raises(UserError, match="no such keypoint file"):
         kp.load_keypoints(tmp_path / "missing.npz")
+    (tmp_path / "dance.mp4").write_bytes(b"a video")
+    with pytest.raises(UserError, match="give a video with --driving"):
+        kp.load_keypoints(tmp_path / "dance.mp4")
+    with pytest.raises(UserError, match="no such file"):
+        kp.load_written_points(tmp_path / "missing.json")
 
 
 def test_damaged_files_are_refused_wherever_the_damage_is(tmp_path):
@@ -157,5 +162,3 @@ def test_bad_points_written_by_hand(tmp_path, text, words):
     (tmp_path / "pose.json").write_text(text)
     with pytest.raises(UserError, match=words):
         kp.load_written_points(tmp_path / "pose.json")
-    with pytest.raises(UserError, match="not JSON"):
-        kp.load_written_points(tmp_path / "missing.json")

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from animate_jax.errors import UserError
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.parallel.sharding import TENSOR_RULES
+from animate_jax.training.objective import DenoisingLoss
 from animate_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from animate_jax.training.step import StepOptions, initial_state, make_step, state_shardings
 
@@ -112,10 +114,38 @@ def test_optimizer_state_is_what_was_asked_for():
 def test_weight_decay_is_a_share_of_the_learning_rate(name):
     config = OptimizerConfig(name, learning_rate=0.1, weight_decay=0.5, others_rate=1.0)
     optimizer = make_optimizer(config, 10)
-    parameters = {"layer": {"kernel": jnp.full((4, 6), 2.0)}}
+    parameters = {"layer": {"kernel": jnp.full((4, 6), 2.0), "bias": jnp.full(6, 2.0)}}
     gradients = jax.tree.map(jnp.zeros_like, parameters)
     updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
-    np.testing.assert_allclose(updates["layer"]["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-5)
+    for update in updates["layer"].values():
+        np.testing.assert_allclose(update, -0.1 * 0.5 * 2.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 0.0])
+def test_rates_are_not_relative_to_the_size_of_parameters(size):
+    for name in ("adamw", "adafactor"):
+        optimizer = make_optimizer(OptimizerConfig(name, learning_rate=0.1, weight_decay=0.0), 10)
+        parameters = {"kernel": jnp.full((4, 6), size)}
+        gradients = jax.tree.map(jnp.ones_like, parameters)
+        update, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
+        np.testing.assert_allclose(update["kernel"], -0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make, name, value",
+    [
+        *((DenoisingLoss, "min_snr_gamma", value) for value in (-1.0, float("nan"))),
+        *((DenoisingLoss, "timestep_shift", value) for value in (0.0, -1.0)),
+        *((DenoisingLoss, "drop_both", value) for value in (10.0, -0.1)),
+        (DenoisingLoss, "noise_offset", -1.0),
+        *((OptimizerConfig, name, 1.5) for name in ("b1", "b2", "average_decay")),
+        (OptimizerConfig, "eps", 0.0),
+    ],
+)
+def test_impossible_settings_are_named(make, name, value):
+    with pytest.raises(UserError, match=f"{name} is {value}"):
+        made = make(**{name: value})
+        make_optimizer(made, 10)
 
 
 def test_muon_turns_every_direction_of_a_kernel_alike():
