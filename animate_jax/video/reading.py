@@ -74,7 +74,9 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return image_to_rgb(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(f"{path}: more pixels than are read; make it smaller") from error
+    except (OSError, ValueError, SyntaxError) as error:
         _require_disk(path, error)
         raise UnreadableError(
             f"{path}: not a readable picture ({error}); save it again as PNG or JPEG"
@@ -202,7 +204,8 @@ def _open(path):
     except (av.FFmpegError, OSError, ValueError) as error:
         _require_disk(path, error)
         raise UnreadableError(
-            f"{path}: not a readable video ({error}); convert it to H.264 in an .mp4 file"
+            f"{path}: not a readable video ({error}); if it plays elsewhere, convert it to H.264 in"
+            " an .mp4 file; else it is damaged or incomplete"
         ) from error
 
 
