@@ -55,6 +55,13 @@ _AUTOENCODER_FREE = (
 ).split()
 
 
+# One of these is in every config.json of a network.
+_DESCRIBING = {
+    *("_class_name", "model_type", "block_out_channels", "attention_head_dim", "norm_num_groups"),
+    *("scaling_factor", "hidden_size", "motion_num_attention_heads"),
+}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises UserError for anything else."""
     try:
@@ -73,8 +80,7 @@ def find_options(path: Path) -> tuple[dict[str, Any], str]:
     """
     file = (path if path.is_dir() else path.parent) / "config.json"
     options = read_json(file) if file.is_file() else {}
-    described = "_class_name" in options or "model_type" in options
-    return (options if described else {}), str(file)
+    return (options if options.keys() & _DESCRIBING else {}), str(file)
 
 
 def check_unet_options(options: Mapping[str, Any], where: str) -> None:

@@ -167,11 +167,18 @@ def _new_motion(motion: Source, heads: int, seed: int) -> tuple[MotionConfig, Pa
     if motion == "new":
         return MotionConfig(heads=heads), Part({}, "new motion modules", fresh=".*", seed=seed)
     path = resolve_source(str(motion))
-    options, where = find_options(path)  # only a diffusers MotionAdapter has them
-    heads = options.get("motion_num_attention_heads", heads)
-    groups = options.get("motion_norm_num_groups", MotionConfig.norm_groups)
+    options, where = find_options(path)  # only those of diffusers have them
+    norms = {"MotionAdapter": "motion_norm_num_groups", "UNetMotionModel": "norm_num_groups"}
+    kind = options.get("_class_name", "MotionAdapter")
+    if kind not in norms:
+        raise UserError(f"{where}: describes a {kind}, not one of {', '.join(norms)}")
+    heads = _alike(options.get("motion_num_attention_heads", heads))
+    groups = _alike(options.get(norms[kind], MotionConfig.norm_groups))
     if type(heads) is not int or type(groups) is not int:
-        raise UserError(f"{where}: heads {heads!r} or groups {groups!r} are no whole numbers")
+        raise UserError(
+            f"{where}: heads {heads!r} or groups {groups!r} are no whole numbers, the same on all"
+            " levels"
+        )
     part = _with_positions(Part(rename_motion_modules(open_state_dict(path)), str(path)))
     config = sizes.motion_config(part.tensors, part.what, heads, groups)
     if config.max_frames == 24:
@@ -182,6 +189,11 @@ def _new_motion(motion: Source, heads: int, seed: int) -> tuple[MotionConfig, Pa
             stacklevel=2,
         )
     return config, part
+
+
+def _alike(value):
+    """A list of equal numbers is that number."""
+    return value[0] if isinstance(value, list) and value and len(set(value)) == 1 else value
 
 
 def _with_positions(motion: Part) -> Part:

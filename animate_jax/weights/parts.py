@@ -88,7 +88,7 @@ class Part:
                 )
             read = partial(_in_our_axes, tensor, path)
             leaves[path] = LazyTensor(tuple(expected[path].shape), tensor.dtype, read)
-        return {path: _cast(leaf, dtype) for path, leaf in leaves.items()}
+        return {path: _cast(leaf, dtype, "/".join(path)) for path, leaf in leaves.items()}
 
 
 def _draw(component: str, path: tuple[str, ...], leaf, seed: int) -> np.ndarray:
@@ -99,10 +99,21 @@ def _in_our_axes(tensor: LazyTensor, path: tuple[str, ...]) -> np.ndarray:
     return from_torch(path, tensor.read())
 
 
-def _cast(tensor: LazyTensor, dtype: np.dtype | None) -> LazyTensor:
+def _cast(tensor: LazyTensor, dtype: np.dtype | None, name: str) -> LazyTensor:
     if dtype is None or dtype == tensor.dtype:
         return tensor
-    return LazyTensor(tensor.shape, dtype, lambda: tensor.read().astype(dtype))
+
+    def read():
+        values = tensor.read()
+        with np.errstate(over="ignore"):
+            result = values.astype(dtype)
+        if not np.isfinite(result).all() and np.isfinite(values).all():
+            raise UserError(
+                f"{name}: {np.abs(values).max():g} is too large for {dtype}; use bfloat16"
+            )
+        return result
+
+    return LazyTensor(tensor.shape, dtype, read)
 
 
 def open_unet(path: Path) -> Part:

@@ -170,26 +170,6 @@ def test_bad_configs(quick, records, tmp_path, overrides, message):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(quick, records, tmp_path):
-    whole = tmp_path / "whole"
-    loop.train(config(records, "steps=3", "checkpoint_every=1"), whole, progress=False)
-    longer = config(records, "steps=4", "checkpoint_every=1")
-    for number, lost in enumerate(["state", "state/d", "data", "data/metadata", "cut"]):
-        broken = shutil.copytree(whole, tmp_path / str(number)) / "checkpoints" / "3"
-        if lost == "cut":
-            for file in (broken / "state" / "d").iterdir():
-                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        elif (broken / lost).is_dir():
-            shutil.rmtree(broken / lost)
-        else:
-            (broken / lost).write_text("")
-        with pytest.raises(UserError, match=r"checkpoints/3: is damaged .* goes on from step 2"):
-            loop.train(longer, tmp_path / str(number), progress=False)
-    shutil.rmtree(broken)
-    loop.train(longer, tmp_path / str(number), progress=False)
-    assert latest_step(tmp_path / str(number)) == 4
-
-
 def test_what_changed_since_the_checkpoint_is_told(quick, records, tmp_path, capsys):
     loop.train(config(records, "steps=2"), tmp_path, progress=False)
     before = stored_config(tmp_path)

@@ -19,8 +19,9 @@ from torch_animate_anyone import torch_autoencoder, torch_image_encoder, torch_u
 from animate_jax.config import AutoencoderConfig, ImageEncoderConfig, MotionConfig, tiny
 from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
 from animate_jax.errors import UserError, UserNote
-from animate_jax.weights import config_files
+from animate_jax.weights import config_files, parts
 from animate_jax.weights.convert import convert_moore, convert_sd15
+from animate_jax.weights.lazy_tensor import LazyTensor
 from animate_jax.weights.mappings import to_torch, torch_name
 from animate_jax.weights.model_directory import load_model, read_config
 
@@ -460,6 +461,33 @@ def test_a_motion_adapter_tells_its_heads_and_groups(stable_diffusion, tmp_path)
     sd15(folder, tmp_path / "m", motion=tmp_path / "adapter")
     motion = read_config(tmp_path / "m").denoising_unet.motion
     assert (motion.heads, motion.norm_groups) == (2, 16)
+    # The same in the words of the whole video UNet, with a number for every level.
+    change_json(
+        tmp_path / "adapter" / "config.json",
+        _class_name="UNetMotionModel",
+        norm_num_groups=8,
+        motion_num_attention_heads=[4, 4],
+    )
+    sd15(folder, tmp_path / "m", motion=tmp_path / "adapter", overwrite=True)
+    motion = read_config(tmp_path / "m").denoising_unet.motion
+    assert (motion.heads, motion.norm_groups) == (4, 8)
+    change_json(tmp_path / "adapter" / "config.json", _class_name="ControlNetModel")
+    with pytest.raises(UserError, match="describes a ControlNetModel"):
+        sd15(folder, tmp_path / "m", motion=tmp_path / "adapter", overwrite=True)
+
+
+def test_a_config_that_does_not_name_its_class_counts(tmp_path):
+    (tmp_path / "config.json").write_text('{"attention_head_dim": [2, 4]}')
+    assert config_files.find_options(tmp_path)[0] == {"attention_head_dim": [2, 4]}
+    (tmp_path / "config.json").write_text('{"downloads": 7}')
+    assert config_files.find_options(tmp_path)[0] == {}
+
+
+def test_values_that_a_precision_does_not_hold_are_refused():
+    large = LazyTensor.of(np.float32([7e4, 1e-9, 1]))
+    with pytest.raises(UserError, match="conv_in/kernel: 70000 is too large for float16"):
+        parts._cast(large, np.dtype("float16"), "conv_in/kernel").read()
+    assert parts._cast(large, np.dtype("float64"), "conv_in/kernel").read()[0] == 7e4
 
 
 def test_new_motion_modules_change_nothing_at_first_and_depend_on_the_seed(
