@@ -93,8 +93,8 @@ def read_hlo(text: str, chip: Chip):
         if found := CYCLES.search(line):
             cycles += times * int(found.group(1))
         if 'custom_call_target="tpu_custom_call"' in line:
-            name, needed = kernel_cycles(line, chip)
-            kernels[name] += times * needed
+            kernel, needed = kernel_cycles(line, chip)
+            kernels[kernel] += times * needed
     messages = collections.defaultdict(lambda: (0, 0))
     for kind, times, size in sent.values():
         count, total = messages[kind]
@@ -135,10 +135,11 @@ def _shapes(text):
 
 
 def _message_bytes(line):
-    """Of a collective: its largest result, which for an all-gather is what arrives; of a plain
-    reduce-scatter the whole sum."""
+    """Of a collective: its largest result, which for an all-gather is what arrives, for several
+    arrays that are summed together all of them; of a plain reduce-scatter the whole sum."""
     results = re.split(r" (?:all|reduce|collective)-", line, maxsplit=1)[0]
-    size = max((BYTES[kind] * math.prod(shape) for kind, shape in _shapes(results)), default=0)
+    sizes = [BYTES[kind] * math.prod(shape) for kind, shape in _shapes(results)]
+    size = sum(sizes) if re.search(r" all-(?:reduce|to-all)\(", line) else max(sizes, default=0)
     if " reduce-scatter(" in line and (group := GROUP.search(line)):
         members, count = group.groups()
         size *= int(count) if count else members.count(",") + 1

@@ -128,7 +128,9 @@ MESSAGES = """
 ENTRY %main (p: bf16[8,4]) -> bf16[8,16] {
   %s = (bf16[8,4], bf16[8,16]) fusion(%p), kind=kCustom, calls=%start
   %d = bf16[8,16] fusion(%s), kind=kCustom, calls=%done
-  %f = f32[8,4] fusion(%d), kind=kCustom, calls=%all-reduce-scatter
+  %k = bf16[8,4] custom-call(%d), custom_call_target="tpu_custom_call"
+  %b = (f32[8], f32[16]) all-reduce(%k, %k), channel_id=5, replica_groups={{0,1,2,3}}
+  %f = f32[8,4] fusion(%b), kind=kCustom, calls=%all-reduce-scatter
   %q = f32[8,4] reduce-scatter(%f), channel_id=4, replica_groups=[2,4]<=[8]
 }
 """
@@ -138,6 +140,7 @@ def test_messages_inside_fusions_are_counted_once():
     *_, messages = read_hlo(MESSAGES, V5E)
     assert messages == {
         "all-gather": (1, 2 * 8 * 16),
+        "all-reduce": (1, 4 * (8 + 16)),
         "reduce-scatter": (2, 4 * 8 * 16 + 4 * (8 * 4) * 4),
     }
 
