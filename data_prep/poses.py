@@ -121,9 +121,9 @@ def looking_twice(estimator: Estimator) -> Estimator:
 def people_fault(detections: Sequence[Sequence[Person]], settings: PoseSettings) -> dict | None:
     """Why a clip with these people in its frames is dropped, as {"reason", "detail"}, or None.
 
-    Everybody is followed, and there from the first to the last frame in which they are found (who
-    is not found for more than a second counts as someone else). A frame shows several people when
-    two or more are there who are at least a quarter as high as the one who is seen most.
+    Everybody is followed, and counts as there between frames in which they are found that are at
+    most two second looks apart. A frame shows several people when two or more are there who are at
+    least a quarter as high as the one who is seen most.
     """
     tracks = track(detections)
     if not tracks:
@@ -132,7 +132,7 @@ def people_fault(detections: Sequence[Sequence[Person]], settings: PoseSettings)
     there = np.zeros(len(detections), int)
     for someone, height in zip(tracks, heights, strict=True):
         if height >= SMALL_PERSON * heights[0]:
-            there[next(iter(someone.people)) : someone.last + 1] += 1
+            there += _seen_or_between(someone)
     several, followed = np.mean(there > 1), len(tracks[0].people) / len(detections)
     if several > settings.max_second:
         share = f"a second person in {several:.0%} of the frames"
@@ -141,6 +141,17 @@ def people_fault(detections: Sequence[Sequence[Person]], settings: PoseSettings)
         share = f"one person is followed through {followed:.0%} of the frames"
         return {"reason": NO_PERSON, "detail": share}
     return None
+
+
+def _seen_or_between(someone):
+    """Whether the person of a track is there, bool (frames,): found, or soon before and after."""
+    frames = np.array(list(someone.people))
+    there = np.zeros(someone.frames, bool)
+    there[frames] = True
+    for before, after in zip(frames, frames[1:], strict=False):
+        if after - before <= 2 * LOOK_EVERY:
+            there[before:after] = True
+    return there
 
 
 def _painted_over(frame, box):

@@ -15,6 +15,7 @@ from animate_jax.pose.skeleton import MIRROR
 
 MIN_TRACK_SCORE = 0.3  # points below this do not shape a person's box
 SWAP_COST = 0.002  # of taking one frame's left for its right, in mean movement per body height
+MAX_SIZES = 3.0  # times as high as the other; more is not one person, unless they overlap
 MAX_MOVEMENT = 0.5  # body heights; a wild point says no more than this
 
 
@@ -168,11 +169,11 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def _agreement(expected, box, gap):
     """Above 0 when the two boxes can be one person; the radius allowed grows with the gap."""
-    height = max(expected[3] - expected[1], box[3] - box[1], 1.0)
-    distance = float(np.linalg.norm(_centre(expected) - _centre(box))) / height
+    low, high = sorted(max(float(b[3] - b[1]), 1.0) for b in (expected, box))
+    distance = float(np.linalg.norm(_centre(expected) - _centre(box))) / high
     radius = min(0.3 + 0.03 * (gap - 1), 0.8)
     iou = overlap(expected, box)
-    if distance > radius and iou < 0.3:
+    if (distance > radius or high > MAX_SIZES * low) and iou < 0.3:
         return 0.0
     return iou + max(1.0 - distance, 0.01)
 

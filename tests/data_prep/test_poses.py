@@ -76,6 +76,16 @@ def test_someone_seen_now_and_then_is_there_in_between():
     assert reason(detections) is None
 
 
+def test_two_mistakes_of_the_network_are_nobody():
+    """Seen at either end, never between: what a painted-over picture makes of noise."""
+    detections = alone(20)
+    for frame, height in ((0, 60), (15, 13)):
+        detections[frame].append(person(75, height))
+    assert reason(detections) is None
+    detections[15][1:] = [person(75, 60)]
+    assert reason(detections) is None
+
+
 def test_looking_twice_finds_who_stands_beside():
     """A network that only ever sees the leftmost of the white bodies in the picture."""
     looks = []

@@ -141,3 +141,11 @@ def test_mirrored_names_is_its_own_inverse_and_keeps_the_face():
     np.testing.assert_array_equal(once[:, 24:92], points[:, 24:92])
     np.testing.assert_array_equal(once[:, 92:113], points[:, 113:])
     np.testing.assert_array_equal(once[:, 4], points[:, 7])
+
+
+def test_boxes_of_very_different_heights_are_two_people():
+    high, low = person(100), person(100)
+    low = Person(low.points, high.box + np.array([0, 0.8, 0, 0]) * (high.box[3] - high.box[1]))
+    assert [len(t.people) for t in track([[high], [high], [low]])] == [2, 1]
+    half = Person(low.points, high.box + np.array([0, 0.4, 0, 0]) * (high.box[3] - high.box[1]))
+    assert [len(t.people) for t in track([[high], [high], [half]])] == [3]
