@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from animate_jax.config import sd15
-from animate_jax.kernels import feed_forward, group_norm, projections, spatial, temporal
+from animate_jax.kernels import feed_forward, geglu, group_norm, projections, spatial, temporal
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.parallel.chips import chip_of
 from animate_jax.parallel.mesh import make_mesh, replicated
@@ -95,7 +95,7 @@ def kernel_programs():
         return lambda *x: jax.vjp(function, *x[:-1])[1](x[-1])
 
     def feed(x, *weights):
-        return feed_forward._fused(x, feed_forward.Weights(*weights), 1e-5)
+        return feed_forward._fused(x, geglu.Weights(*weights), 1e-5)
 
     def project(x, *weights):
         return projections.project(x, projections.Weights(*weights), 1e-5)

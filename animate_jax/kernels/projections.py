@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from animate_jax.kernels.dispatch import fast_memory
-from animate_jax.kernels.feed_forward import normalise
+from animate_jax.kernels.parts import normalise
 from animate_jax.kernels.spatial import BLOCKS, LANES, RESERVE, turn
 
 TOKENS_AT_ONCE = 256  # to normalise

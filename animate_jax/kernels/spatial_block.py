@@ -24,7 +24,7 @@ from animate_jax.kernels.dispatch import (
     rows_are_split,
     rows_over_mesh,
 )
-from animate_jax.kernels.feed_forward import normalise
+from animate_jax.kernels.parts import normalise
 
 
 class Weights(typing.NamedTuple):

@@ -29,7 +29,7 @@ from animate_jax.kernels.dispatch import (
     fast_memory,
     rows_over_mesh,
 )
-from animate_jax.kernels.feed_forward import normalise
+from animate_jax.kernels.parts import normalise
 from animate_jax.kernels.temporal import LANES, RESERVE
 
 MAX_FRAMES = 32  # the program of a block grows with them

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from animate_jax.kernels.attention import attention
-from animate_jax.kernels.feed_forward import normalise
+from animate_jax.kernels.parts import normalise
 from animate_jax.kernels.spatial_block import Rows, Weights, spatial_block
 from animate_jax.models.layers import (
     Dtype,

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from animate_jax.kernels.feed_forward import Weights, feed_forward
+from animate_jax.kernels.feed_forward import feed_forward
+from animate_jax.kernels.geglu import Weights
 from animate_jax.kernels.group_norm import group_norm
 
 Dtype = jnp.dtype | type

@@ -154,6 +154,8 @@ RATES = {
     "spatial_project": 110e3,
     "spatial_add_output": 73e3,
     "feed_forward": 97e3,
+    "feed_forward_tokens_gradient": 85e3,
+    "feed_forward_weights_gradient": 98e3,
 }
 PER_ELEMENT = {
     "temporal_attention_forward": 0.0194,
@@ -161,7 +163,13 @@ PER_ELEMENT = {
     "picture_sums": 0.0030,
 }
 # Operations for a token, in squares of its channels.
-PRODUCTS = {"spatial_project": 6.0, "spatial_add_output": 2.0, "feed_forward": 24.0}
+PRODUCTS = {
+    "spatial_project": 6.0,
+    "spatial_add_output": 2.0,
+    "feed_forward": 24.0,
+    "feed_forward_tokens_gradient": 40.0,
+    "feed_forward_weights_gradient": 48.0,
+}
 TEMPORAL_BLOCK = {320: 0.0464, 640: 0.0518, 1280: 0.0865}  # by channels: it has products too
 
 

@@ -1,0 +1,38 @@
+"""What several kernels share: LayerNorm and its gradient, and products with float32 results."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+LANES = 128
+RESERVE = 8 * 2**20  # bytes of fast memory for what the compiler keeps there
+ROWS_BY_ROWS = ((1,), (0,)), ((), ())  # a b
+ROWS_BY_COLUMNS = ((1,), (1,)), ((), ())  # a b'
+COLUMNS_BY_ROWS = ((0,), (1,)), ((), ())  # a' b'
+COLUMNS_BY_COLUMNS = ((0,), (0,)), ((), ())  # a' b
+
+
+def multiply(a, b, dimensions=ROWS_BY_ROWS):
+    """A matrix product with a float32 result, exact for float32 inputs."""
+    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(a, b, dimensions, exact, jnp.float32)
+
+
+def normalise(x, scale, shift, eps):
+    """LayerNorm over the last axis; statistics in float32, the variance in two passes."""
+    y = x.astype(jnp.float32)
+    y -= y.mean(-1, keepdims=True)
+    variance = (y * y).mean(-1, keepdims=True)
+    return (y * (jax.lax.rsqrt(variance + eps) * scale) + shift).astype(x.dtype)
+
+
+def normalise_gradient(x, scale, cotangent, eps):
+    """Of `normalise`, for a float32 cotangent: what x gets, and what each row brings to scale."""
+    y = x.astype(jnp.float32)
+    y -= y.mean(-1, keepdims=True)
+    rate = jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)
+    y *= rate
+    slope = cotangent * scale
+    along = (slope * y).mean(-1, keepdims=True)
+    return rate * (slope - slope.mean(-1, keepdims=True) - y * along), cotangent * y
