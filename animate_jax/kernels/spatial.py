@@ -25,6 +25,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -36,6 +37,7 @@ KEY_BLOCK = 512
 RESERVE = 8 * 2**20  # bytes of fast memory for what the compiler keeps there
 ROWS_BY_COLUMNS = ((1,), (0,)), ((), ())
 ROWS_BY_ROWS = ((1,), (1,)), ((), ())
+KEPT = "attention"  # name by which a backward pass may keep the results
 LOG2_E = math.log2(math.e)
 
 
@@ -86,7 +88,7 @@ def _attention(query, key, value, reference, has_reference, plan, interpret):
 
 def _with_residuals(query, key, value, reference, has_reference, plan, interpret):
     inputs = query, key, value, reference, has_reference
-    out, log_sums = _run_forward(*inputs, plan, interpret)
+    out, log_sums = (checkpoint_name(x, KEPT) for x in _run_forward(*inputs, plan, interpret))
     return out, (inputs, out, log_sums)
 
 

@@ -193,7 +193,19 @@ def _backward(*refs, plan: Plan):
     inputs, outputs, scratch = refs[:4], refs[4:7], refs[7:]
     for ref, words in zip(inputs, scratch):
         _gather(ref, words, plan)
-    query, key, value, cotangent, d_query, d_key, d_value = scratch
+    attend_words_gradient(scratch[:4], scratch[4:], plan)
+    for words, ref in zip(scratch[4:], outputs):
+        _scatter(words, ref, plan)
+
+
+def attend_words_gradient(inputs, outputs, plan: Plan):
+    """The gradient of `attend_words`, and what it gave if that is wanted.
+
+    inputs: words of query, key, value and the cotangent; outputs: those that the cotangents of
+    query, key and value are written to, and perhaps those for attention's own result.
+    """
+    query, key, value, cotangent = inputs
+    d_query, d_key, d_value, *out = outputs
     scale = plan.width**-0.5
 
     def attend(first, count, exact):
@@ -203,6 +215,8 @@ def _backward(*refs, plan: Plan):
         # Rows are queries: the gradient of the queries.
         weights, total = _softmax(_products(q, k, plan) * (scale * math.log2(math.e)), plan, exact)
         weights = weights * _reciprocal(total, plan)
+        if out:
+            _store(out[0], _weigh(weights.astype(plan.dtype), v, plan), first, plan)
         d_weights = _products(g, v, plan)
         mean = _sum_segments(weights * d_weights, plan)
         d_scores = (weights * (d_weights - mean) * scale).astype(plan.dtype)
@@ -227,8 +241,6 @@ def _backward(*refs, plan: Plan):
         return total
 
     _in_parts(attend, plan)
-    for words, ref in zip((d_query, d_key, d_value), outputs):
-        _scatter(words, ref, plan)
 
 
 def _in_parts(attend, plan):
