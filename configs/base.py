@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
 
     config.dtype = "bfloat16"  # of computation and frozen weights; what learns is float32
     config.remat = "full"  # "none", "full", or a policy of jax.checkpoint_policies
-    config.encode_pictures = 1  # at a time and device, by the frozen networks
+    config.encode_pictures = 8  # at a time and device, by the frozen networks
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.sharding = TENSOR_RULES  # see animate_jax/parallel/sharding.py

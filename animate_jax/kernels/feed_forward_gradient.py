@@ -27,7 +27,7 @@ from animate_jax.kernels.parts import (
     COLUMNS_BY_COLUMNS,
     LANES,
     RESERVE,
-    ROWS_BY_COLUMNS,
+    ROWS_BY_ROWS,
     multiply,
     normalise,
     normalise_gradient,
@@ -135,9 +135,7 @@ def _tokens_kernel(
         tokens[:] = normalise(x[:], rows[0], rows[1], eps)
 
     _, d_value, d_gate = _hidden(tokens[:], cotangent[:], w_value, w_gate, b_in, w_out)
-    change = multiply(d_value, w_value[:], ROWS_BY_COLUMNS) + multiply(
-        d_gate, w_gate[:], ROWS_BY_COLUMNS
-    )
+    change = multiply(d_value, w_value[:], ROWS_BY_ROWS) + multiply(d_gate, w_gate[:], ROWS_BY_ROWS)
 
     @pl.when(piece == 0)
     def _():
@@ -224,7 +222,7 @@ def _hidden(tokens, g, w_value, w_gate, b_in, w_out):
     tokens."""
     value = multiply(tokens, w_value[:]) + b_in[0]
     gate = multiply(tokens, w_gate[:]) + b_in[1]
-    d_hidden = multiply(g, w_out[:], ROWS_BY_COLUMNS)
+    d_hidden = multiply(g, w_out[:], ROWS_BY_ROWS)
     active, slope = gelu_and_slope(gate)
     parts = value * active, d_hidden * active, d_hidden * value * slope
     return tuple(x.astype(tokens.dtype) for x in parts)

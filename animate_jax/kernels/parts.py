@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 LANES = 128
 RESERVE = 8 * 2**20  # bytes of fast memory for what the compiler keeps there
-ROWS_BY_ROWS = ((1,), (0,)), ((), ())  # a b
-ROWS_BY_COLUMNS = ((1,), (1,)), ((), ())  # a b'
+ROWS_BY_COLUMNS = ((1,), (0,)), ((), ())  # a b
+ROWS_BY_ROWS = ((1,), (1,)), ((), ())  # a b'
 COLUMNS_BY_ROWS = ((0,), (1,)), ((), ())  # a' b'
 COLUMNS_BY_COLUMNS = ((0,), (0,)), ((), ())  # a' b
 
 
-def multiply(a, b, dimensions=ROWS_BY_ROWS):
+def multiply(a, b, dimensions=ROWS_BY_COLUMNS):
     """A matrix product with a float32 result, exact for float32 inputs."""
     exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jax.lax.dot_general(a, b, dimensions, exact, jnp.float32)

@@ -5,8 +5,9 @@
 
 The attention of `kernels.spatial` has its arrays turned on their side, (channels, tokens), here
 marked by '. The matrix unit turns either of its inputs on the way in, so that nothing is turned for
-its own sake: W' LayerNorm(x)' and attended'' W_out. The backward passes are those of the plain
-versions, computed again from the inputs.
+its own sake: W' LayerNorm(x)' and attended'' W_out. The gradient of the first is two kernels more,
+one for the tokens and one for the weights, which falls away where they are not learnt; that of the
+second is the plain version's.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from animate_jax.kernels.dispatch import fast_memory
-from animate_jax.kernels.parts import normalise
-from animate_jax.kernels.spatial import BLOCKS, LANES, RESERVE, turn
+from animate_jax.kernels.parts import (
+    COLUMNS_BY_COLUMNS,
+    COLUMNS_BY_ROWS,
+    LANES,
+    RESERVE,
+    multiply,
+    normalise,
+    normalise_gradient,
+)
+from animate_jax.kernels.spatial import BLOCKS, turn
 
 TOKENS_AT_ONCE = 256  # to normalise
-COLUMNS_BY_COLUMNS = ((0,), (0,)), ((), ())
-COLUMNS_BY_ROWS = ((0,), (1,)), ((), ())
 
 
 class Weights(typing.NamedTuple):
@@ -75,7 +82,14 @@ def _project_with_residuals(x, weights, eps, interpret):
 
 
 def _project_gradient(eps, interpret, residuals, cotangents):
-    return jax.vjp(functools.partial(project_plain, eps=eps), *residuals)[1](cotangents)
+    x, weights = residuals
+    if not _gradient_fits(x):
+        return jax.vjp(functools.partial(project_plain, eps=eps), x, weights)[1](cotangents)
+    dx, sums = _run_tokens_gradient(x, weights, cotangents, eps, interpret)
+    d_square = _run_weights_gradient(x, weights, cotangents, eps, interpret)
+    d_norm = sums.sum((0, 1, 2))
+    grown = (*d_norm, *d_square)
+    return dx, Weights(*(d.astype(w.dtype) for d, w in zip(grown, weights)))
 
 
 project.defvjp(_project_with_residuals, _project_gradient)
@@ -104,12 +118,18 @@ def _block(x):
     return next(fitting, None)
 
 
-def _memory(block, x):
-    """Bytes of fast memory that `project` needs: what is moved is there twice, weights once."""
+def _gradient_fits(x):
+    """Whether the fast memory has room for the weights' gradients beside the blocks."""
     wide, item = _up(x.shape[3], LANES), x.dtype.itemsize
-    moved = 4 * block * wide * item
+    return _memory(_block(x), x) + 3 * wide * wide * (4 + item) <= fast_memory()
+
+
+def _memory(block, x):
+    """Bytes of fast memory for `project` or its gradient: what is moved is there twice."""
+    wide, item = _up(x.shape[3], LANES), x.dtype.itemsize
+    moved = 5 * block * wide * item
     kept = block * wide * item + 3 * wide * wide * item
-    return 2 * moved + kept + 4 * 4 * TOKENS_AT_ONCE * wide + RESERVE
+    return 2 * moved + kept + 4 * 4 * block * wide + RESERVE
 
 
 @functools.partial(jax.jit, static_argnames=("eps", "interpret"))
@@ -145,7 +165,45 @@ def _run_add_output(x, attended, w_out, row, interpret):
     )[0]
 
 
-def _call(kernel, x, inputs, outputs, scratch, interpret):
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+def _run_tokens_gradient(x, weights, cotangents, eps, interpret):
+    """What x gets, and for every block of tokens what scale and shift get, float32."""
+    batch, frames, tokens, channels = x.shape
+    blocks = pl.cdiv(tokens, _block(x))
+    sums = jax.ShapeDtypeStruct((batch, frames, blocks, 2, channels), jnp.float32)
+    spec = pl.BlockSpec((1, 1, 1, 2, channels), lambda b, f, n: (b, f, n, 0, 0))
+    scale = weights.scale.astype(jnp.float32)[None]
+    return _call(
+        functools.partial(_project_tokens_gradient, count=tokens, eps=eps),
+        x,
+        [
+            (x, _straight(x)),
+            *((y, _turned(x)) for y in cotangents),
+            *((w, _whole(w)) for w in (scale, *weights[2:])),
+        ],
+        [(x, _straight(x)), (sums, spec)],
+        [],
+        interpret,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+def _run_weights_gradient(x, weights, cotangents, eps, interpret):
+    """What the three projections get."""
+    rows = jnp.stack([weights.scale, weights.shift]).astype(jnp.float32)[:, None]
+    square = weights.w_query
+    return _call(
+        functools.partial(_project_weights_gradient, count=x.shape[2], eps=eps),
+        x,
+        [(x, _straight(x)), *((y, _turned(x)) for y in cotangents), (rows, _whole(rows))],
+        [(square, _whole(square))] * 3,
+        [pltpu.VMEM(square.shape, jnp.float32)] * 3,
+        interpret,
+        order="arbitrary",  # sums go over all blocks
+    )
+
+
+def _call(kernel, x, inputs, outputs, scratch, interpret, order="parallel"):
     """Runs a kernel over blocks of tokens; inputs and outputs with their blocks."""
     batch, frames, tokens, _ = x.shape
     name = getattr(kernel, "func", kernel).__name__
@@ -157,7 +215,9 @@ def _call(kernel, x, inputs, outputs, scratch, interpret):
         out_shape=[jax.ShapeDtypeStruct(y.shape, y.dtype) for y, _ in outputs],
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",) * 3, vmem_limit_bytes=_memory(_block(x), x)
+            dimension_semantics=(order,) * 3,
+            vmem_limit_bytes=_memory(_block(x), x)
+            + sum(4 * y.shape[0] * y.shape[1] * 2 for y in scratch),
         ),
         interpret=interpret,
         name=f"spatial{name}",
@@ -191,28 +251,63 @@ def _project(x, rows, w_query, w_key, w_value, query, key, value, straight, *, t
             y = jnp.where(index < tokens, y, 0)
         straight[pl.ds(first, at_once)] = y
 
-    def multiply(w, out, first, width):
+    def put(w, out, first, width):
         part = pl.ds(first, width)
-        y = _dot(w[:, part], straight[:], COLUMNS_BY_ROWS)
+        y = multiply(w[:, part], straight[:], COLUMNS_BY_ROWS)
         out[0, 0, part] = y.astype(out.dtype)
 
     jax.lax.fori_loop(0, block // at_once, normalise_some, None)
     for w, out in (w_query, query), (w_key, key), (w_value, value):
 
-        def multiply_lanes(i, _, w=w, out=out):
-            multiply(w, out, pl.multiple_of(i * LANES, LANES), LANES)
+        def put_lanes(i, _, w=w, out=out):
+            put(w, out, pl.multiple_of(i * LANES, LANES), LANES)
 
         if full := channels // LANES:
-            jax.lax.fori_loop(0, full, multiply_lanes, None)
+            jax.lax.fori_loop(0, full, put_lanes, None)
         if rest := channels % LANES:
-            multiply(w, out, channels - rest, rest)
+            put(w, out, channels - rest, rest)
 
 
 def _add_output(x, attended, w_out, row, out):
-    y = _dot(attended[0, 0], w_out[:], COLUMNS_BY_COLUMNS)
+    y = multiply(attended[0, 0], w_out[:], COLUMNS_BY_COLUMNS)
     out[0, 0] = (x[0, 0].astype(jnp.float32) + (y + row[0])).astype(out.dtype)
 
 
-def _dot(a, b, dimensions):
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, dimensions, exact, jnp.float32)
+def _project_tokens_gradient(
+    x, d_query, d_key, d_value, scale, w_query, w_key, w_value, dx, sums, *, count, eps
+):
+    pairs = (d_query, w_query), (d_key, w_key), (d_value, w_value)
+    d_tokens = sum(multiply(d[0, 0], w[:], COLUMNS_BY_ROWS) for d, w in pairs)
+    d_x, d_scale = normalise_gradient(x[0, 0], scale[:], d_tokens, eps)
+    dx[0, 0] = d_x.astype(dx.dtype)
+    for i, part in enumerate((d_scale, d_tokens)):
+        sums[0, 0, 0, i] = _only_tokens(part, count).sum(0)
+
+
+def _project_weights_gradient(x, d_query, d_key, d_value, rows, *refs, count, eps):
+    outputs, totals = refs[:3], refs[3:]
+    places = [pl.program_id(i) for i in range(3)]
+    ends = [place == pl.num_programs(i) - 1 for i, place in enumerate(places)]
+
+    @pl.when(functools.reduce(jnp.logical_and, [place == 0 for place in places]))
+    def _():
+        for total in totals:
+            total[:] = jnp.zeros_like(total)
+
+    tokens = _only_tokens(normalise(x[0, 0], rows[0], rows[1], eps), count)
+    for d, total in zip((d_query, d_key, d_value), totals):
+        total[:] += multiply(tokens, d[0, 0], COLUMNS_BY_ROWS)
+
+    @pl.when(functools.reduce(jnp.logical_and, ends))
+    def _():
+        for total, out in zip(totals, outputs):
+            out[:] = total[:].astype(out.dtype)
+
+
+def _only_tokens(x, count):
+    """Zero in the rows of the last block that no token stands in."""
+    block = x.shape[0]
+    if count % block == 0:
+        return x
+    row = pl.program_id(2) * block + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0)
+    return jnp.where(row < count, x, jnp.zeros_like(x))

@@ -30,13 +30,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from animate_jax.kernels.dispatch import fast_memory
+from animate_jax.kernels.parts import LANES, RESERVE, ROWS_BY_ROWS, multiply
 
-LANES = 128
 BLOCKS = 1024, 512, 256, 128  # of tokens
 KEY_BLOCK = 512
-RESERVE = 8 * 2**20  # bytes of fast memory for what the compiler keeps there
-ROWS_BY_COLUMNS = ((1,), (0,)), ((), ())
-ROWS_BY_ROWS = ((1,), (1,)), ((), ())
 KEPT = "attention"  # name by which a backward pass may keep the results
 LOG2_E = math.log2(math.e)
 
@@ -279,7 +276,7 @@ def _forward(*refs, plan: Plan):
             scores = _scores(keys, queries[head], i * block, length)
             new_top = jnp.maximum(top, scores.max(0, keepdims=True))
             weights = jnp.exp2(scores - new_top).astype(plan.dtype)
-            sums = _dot(values[head * plan.rows : (head + 1) * plan.rows], weights, ROWS_BY_COLUMNS)
+            sums = multiply(values[head * plan.rows : (head + 1) * plan.rows], weights)
             after.append((new_top, total * jnp.exp2(top - new_top) + sums))
         return after
 
@@ -329,14 +326,14 @@ def _backward(*refs, plan: Plan):
             rows = _rows(head, plan)
             scores = _scores(keys, queries[head], i * block, length)
             weights = jnp.exp2(scores - log_sums_ref[head : head + 1, :])
-            d_weights = _dot(values, cotangents[head], ROWS_BY_COLUMNS)
+            d_weights = multiply(values, cotangents[head])
             d_scores = (weights * (d_weights - means[head])).astype(plan.dtype)
             weights = weights.astype(plan.dtype)
-            d_query += _dot(_part(sources[2 * source])[rows, tokens], d_scores, ROWS_BY_COLUMNS)
+            d_query += multiply(_part(sources[2 * source])[rows, tokens], d_scores)
             after.append(d_query)
-            d_keys = _dot(query_ref[rows, :], d_scores, ROWS_BY_ROWS)
+            d_keys = multiply(query_ref[rows, :], d_scores, ROWS_BY_ROWS)
             sums[2 * source][rows, tokens] += d_keys
-            d_values = _dot(cotangent_ref[rows, :], weights, ROWS_BY_ROWS)
+            d_values = multiply(cotangent_ref[rows, :], weights, ROWS_BY_ROWS)
             sums[2 * source + 1][rows, tokens] += d_values
         return after
 
@@ -428,12 +425,8 @@ def _by_head(ref, plan, scale=1.0):
 
 def _scores(keys, query, first, length):
     """(keys, queries) float32, very negative beyond the source's length."""
-    scores = _dot(keys, query, ROWS_BY_COLUMNS)
+    scores = multiply(keys, query)
     if length % LANES:
         index = first + jax.lax.broadcasted_iota(jnp.int32, (scores.shape[0], 1), 0)
         scores = jnp.where(index < length, scores, -1e30)
     return scores
-
-
-def _dot(a, b, dimensions):
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)

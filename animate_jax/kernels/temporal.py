@@ -32,14 +32,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from animate_jax.kernels.dispatch import fast_memory
+from animate_jax.kernels.parts import LANES, RESERVE, ROWS_BY_COLUMNS, ROWS_BY_ROWS
 
-LANES = 128
 MAX_FRAMES = LANES
 SAFE = 1e-30, 1e30  # of a sum of exponentials: nothing overflowed, nothing that counts was lost
-RESERVE = 8 * 2**20  # bytes of fast memory for what the compiler keeps there
 SCORE_REGISTERS = 128  # scores worked on at once, in registers of 8 x 128
-ROWS_BY_COLUMNS = ((1,), (1,)), ((), ())
-ROWS_BY_ROWS = ((1,), (0,)), ((), ())
 
 
 def supports(query, heads: int) -> bool:
@@ -370,7 +367,7 @@ def _products(rows, columns, plan):
                     jax.lax.dot_general(
                         _operand(row[tile], plan),
                         _expand(column[tile], tile, heads, plan),
-                        ROWS_BY_COLUMNS,
+                        ROWS_BY_ROWS,
                         preferred_element_type=jnp.float32,
                     )
                     for tile in tiles
@@ -389,7 +386,7 @@ def _weigh(weights, rows, plan):
                 out[j][tile] += jax.lax.dot_general(
                     weights[at : at + plan.segment],
                     _expand(row[tile], tile, heads, plan),
-                    ROWS_BY_ROWS,
+                    ROWS_BY_COLUMNS,
                     preferred_element_type=jnp.float32,
                 )
     return out
@@ -428,7 +425,7 @@ def _sum_segments(x, plan):
     same = (row & -plan.segment) == (column & -plan.segment)
     ones = jnp.where(same & (_frame(row, plan) < plan.frames), 1.0, 0.0).astype(plan.dtype)
     return jax.lax.dot_general(
-        x.astype(plan.dtype), ones, ROWS_BY_ROWS, preferred_element_type=jnp.float32
+        x.astype(plan.dtype), ones, ROWS_BY_COLUMNS, preferred_element_type=jnp.float32
     )
 
 

@@ -25,7 +25,7 @@ from animate_jax.kernels.dispatch import fast_memory
 from animate_jax.kernels.parts import (
     COLUMNS_BY_COLUMNS,
     RESERVE,
-    ROWS_BY_COLUMNS,
+    ROWS_BY_ROWS,
     multiply,
     normalise_gradient,
 )
@@ -135,7 +135,7 @@ def _kernel(
 
     def project(tile, _):
         project_tile(tile, tokens, projections, (query, key, value), plan)
-        y = multiply(g[:], w_out[lanes(tile), :], ROWS_BY_COLUMNS)
+        y = multiply(g[:], w_out[lanes(tile), :], ROWS_BY_ROWS)
         temporal.put_tile(d_attended, tile, y.astype(g.dtype), plan)
 
     def attend(part, _):
@@ -153,7 +153,7 @@ def _kernel(
             d_w[:, at] += multiply(tokens[:], d[:, at], COLUMNS_BY_COLUMNS)
         d_w_out[:, at] += multiply(attended[:], g[:, at], COLUMNS_BY_COLUMNS)
         d_tokens[:, at] = sum(
-            multiply(d[:], w[at, :], ROWS_BY_COLUMNS) for d, w in zip(d_straight, projections)
+            multiply(d[:], w[at, :], ROWS_BY_ROWS) for d, w in zip(d_straight, projections)
         )
 
     def finish(frame, _):

@@ -170,7 +170,11 @@ PRODUCTS = {
     "feed_forward_tokens_gradient": 40.0,
     "feed_forward_weights_gradient": 48.0,
 }
-TEMPORAL_BLOCK = {320: 0.0464, 640: 0.0518, 1280: 0.0865}  # by channels: it has products too
+# By channels: they have products too.
+TEMPORAL_BLOCKS = {
+    "temporal_block": {320: 0.0464, 640: 0.0518, 1280: 0.0865},
+    "temporal_block_gradient": {320: 0.213, 640: 0.198, 1280: 0.251},
+}
 
 
 def kernel_cycles(line: str, chip: Chip) -> tuple[str, float]:
@@ -180,9 +184,10 @@ def kernel_cycles(line: str, chip: Chip) -> tuple[str, float]:
     operands = _shapes(re.split(r"operand_layout_constraints=", line)[-1].split("}}")[0])
     arrays = [shape for _, shape in operands if len(shape) > 1]
     size = max((math.prod(shape) for shape in arrays), default=0)
-    if name == "temporal_block":
-        nearest = min(TEMPORAL_BLOCK, key=lambda channels: abs(channels - arrays[0][-1]))
-        return name, size * TEMPORAL_BLOCK[nearest]
+    if name in TEMPORAL_BLOCKS:
+        rates = TEMPORAL_BLOCKS[name]
+        nearest = min(rates, key=lambda channels: abs(channels - arrays[0][-1]))
+        return name, size * rates[nearest]
     if name in PER_ELEMENT:
         return name, size * PER_ELEMENT[name]
     if name not in RATES:
