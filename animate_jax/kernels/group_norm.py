@@ -48,6 +48,17 @@ def _group_norm(x, scale, bias, groups, eps, silu, sums):
 
 
 def _forward(x, scale, bias, groups, eps, silu, sums):
+    mean, rate = statistics(x, groups, eps, sums)
+    y = (x.astype(jnp.float32) - mean) * rate * scale + bias
+    y = jax.nn.silu(y) if silu else y
+    return y.astype(x.dtype), (x, scale, bias, mean, rate)
+
+
+def statistics(x, groups: int, eps: float, sums):
+    """Mean of each channel's group and one over its deviation, float32 (B, ..., 1, 1, C).
+
+    sums: `plain_sums` or `kernel_sums`.
+    """
     height, width = x.shape[-3:-1]
     few = x[..., :: max(1, height // SAMPLES), :, :]
     near = few.astype(jnp.float32).mean((-3, -2), keepdims=True)
@@ -57,10 +68,7 @@ def _forward(x, scale, bias, groups, eps, silu, sums):
     mean += near
     group_mean = _mean_of_group(mean, groups)
     variance = _mean_of_group(spread + jnp.square(mean - group_mean), groups)
-    rate = jax.lax.rsqrt(variance + eps)
-    y = (x.astype(jnp.float32) - group_mean) * rate * scale + bias
-    y = jax.nn.silu(y) if silu else y
-    return y.astype(x.dtype), (x, scale, bias, group_mean, rate)
+    return group_mean, jax.lax.rsqrt(variance + eps)
 
 
 def _backward(groups, eps, silu, sums, residuals, cotangent):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 LANES = 128
+TILES_AT_ONCE = 3  # of LANES channels
 RESERVE = 8 * 2**20  # bytes of fast memory for what the compiler keeps there
+ATTENTION = "attention"  # name by which a backward pass may keep what attention gave
 ROWS_BY_COLUMNS = ((1,), (0,)), ((), ())  # a b
 ROWS_BY_ROWS = ((1,), (1,)), ((), ())  # a b'
 COLUMNS_BY_ROWS = ((0,), (1,)), ((), ())  # a' b'
@@ -36,3 +39,22 @@ def normalise_gradient(x, scale, cotangent, eps):
     slope = cotangent * scale
     along = (slope * y).mean(-1, keepdims=True)
     return rate * (slope - slope.mean(-1, keepdims=True) - y * along), cotangent * y
+
+
+def in_loop(do, tiles: int) -> None:
+    """Calls do(tile, None) for every tile.
+
+    A wide block's tiles go through a loop: a program for each would take long to compile.
+    """
+    if tiles <= TILES_AT_ONCE:
+        for tile in range(tiles):
+            do(tile, None)
+    else:
+        jax.lax.fori_loop(0, tiles, do, None)
+
+
+def lanes(tile, width: int = LANES):
+    """The channels of a tile of 128, or the first `width` of them."""
+    if isinstance(tile, int):
+        return slice(tile * LANES, tile * LANES + width)
+    return pl.ds(pl.multiple_of(tile * LANES, LANES), width)

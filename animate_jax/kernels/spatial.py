@@ -30,11 +30,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from animate_jax.kernels.dispatch import fast_memory
-from animate_jax.kernels.parts import LANES, RESERVE, ROWS_BY_ROWS, multiply
+from animate_jax.kernels.parts import ATTENTION, LANES, RESERVE, ROWS_BY_ROWS, multiply
 
 BLOCKS = 1024, 512, 256, 128  # of tokens
 KEY_BLOCK = 512
-KEPT = "attention"  # name by which a backward pass may keep the results
 LOG2_E = math.log2(math.e)
 
 
@@ -85,7 +84,7 @@ def _attention(query, key, value, reference, has_reference, plan, interpret):
 
 def _with_residuals(query, key, value, reference, has_reference, plan, interpret):
     inputs = query, key, value, reference, has_reference
-    out, log_sums = (checkpoint_name(x, KEPT) for x in _run_forward(*inputs, plan, interpret))
+    out, log_sums = (checkpoint_name(x, ATTENTION) for x in _run_forward(*inputs, plan, interpret))
     return out, (inputs, out, log_sums)
 
 

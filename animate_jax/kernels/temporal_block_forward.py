@@ -17,10 +17,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from animate_jax.kernels import temporal
-from animate_jax.kernels.parts import LANES, RESERVE, multiply
+from animate_jax.kernels.parts import LANES, RESERVE, in_loop, lanes, multiply
 
 FRAMES_AT_ONCE = 8  # to normalise
-TILES_AT_ONCE = 3  # of 128 channels
 
 
 class Weights(typing.NamedTuple):
@@ -137,24 +136,6 @@ def project_tile(tile, tokens, projections, words, plan):
     for w, to in zip(projections, words):
         y = multiply(tokens[:], w[:, lanes(tile)])
         temporal.put_tile(to, tile, y.astype(tokens.dtype), plan)
-
-
-def in_loop(do, tiles: int) -> None:
-    """Calls do(tile, None) for every tile.
-
-    A wide block's tiles go through a loop: a program for each would take long to compile.
-    """
-    if tiles <= TILES_AT_ONCE:
-        for tile in range(tiles):
-            do(tile, None)
-    else:
-        jax.lax.fori_loop(0, tiles, do, None)
-
-
-def lanes(tile, width=LANES):
-    if isinstance(tile, int):
-        return slice(tile * LANES, tile * LANES + width)
-    return pl.ds(pl.multiple_of(tile * LANES, LANES), width)
 
 
 def normalise_frame(x, rows, shifts, tokens, frame, plan, eps):

@@ -24,18 +24,18 @@ from animate_jax.kernels import temporal
 from animate_jax.kernels.dispatch import fast_memory
 from animate_jax.kernels.parts import (
     COLUMNS_BY_COLUMNS,
+    LANES,
     RESERVE,
     ROWS_BY_ROWS,
+    in_loop,
+    lanes,
     multiply,
     normalise_gradient,
 )
 from animate_jax.kernels.temporal_block_forward import (
     FRAMES_AT_ONCE,
-    LANES,
     Weights,
     filled,
-    in_loop,
-    lanes,
     normalise_frame,
     once,
     project_tile,

@@ -15,14 +15,14 @@ import numpy as np
 
 from animate_jax.kernels.attention import attention
 from animate_jax.kernels.parts import normalise
+from animate_jax.kernels.picture_tokens import Norm, layer_of, to_pictures, to_tokens
 from animate_jax.kernels.spatial_block import Rows, Weights, spatial_block
 from animate_jax.models.layers import (
     Dtype,
     FeedForward,
-    GroupNorm,
-    LayerNormWeights,
     Linear,
-    convolution,
+    NormWeights,
+    PointwiseConvolution,
     layer_norm,
 )
 
@@ -107,7 +107,7 @@ class TransformerBlock(nn.Module):
     positions: bool = False  # see UNetConfig
 
     def setup(self):
-        self.norm1, self.norm3 = LayerNormWeights(), LayerNormWeights()
+        self.norm1, self.norm3 = NormWeights(), NormWeights()
         self.norm2 = layer_norm(self.dtype)
         self.attn1 = Attention(self.channels, self.heads, self.dtype, positions=self.positions)
         self.attn2 = Attention(self.channels, self.heads, self.dtype)
@@ -179,20 +179,22 @@ class SpatialTransformer(nn.Module):
     positions: bool = False  # see UNetConfig
 
     def setup(self):
-        self.norm = GroupNorm(self.groups, 1e-6, self.dtype)
-        self.proj_in = convolution(self.channels, 1, self.dtype)
+        self.norm = NormWeights()
+        self.proj_in = PointwiseConvolution(self.channels)
         self.transformer_blocks = [
             TransformerBlock(self.channels, self.heads, self.dtype, self.reference, self.positions)
         ]
-        self.proj_out = convolution(self.channels, 1, self.dtype)
+        self.proj_out = PointwiseConvolution(self.channels)
 
     def bind(self, image_tokens, reference=None, has_reference=None) -> BoundLayer:
         return self.transformer_blocks[0].bind(image_tokens, reference, has_reference)
 
     def __call__(self, x, bound: BoundLayer):
         """x (B, F, h, w, C) -> the same, and the tokens (B, F, h * w, C) after norm1."""
-        batch, frames, height, width, channels = x.shape
-        tokens = self.proj_in(self.norm(x)).reshape(batch, frames, height * width, channels)
+        *_, height, width, channels = x.shape
+        x = x.astype(self.dtype)
+        norm, layer = Norm(*self.norm(channels)), layer_of(self.proj_in(channels), self.dtype)
+        tokens = to_tokens(x, norm, layer, self.groups, 1e-6)
         grid = grid_positions(height, width, channels) if self.positions else None
         tokens, features = self.transformer_blocks[0](tokens, bound, grid)
-        return x + self.proj_out(tokens.reshape(x.shape)), features
+        return to_pictures(tokens, x, layer_of(self.proj_out(channels), self.dtype)), features

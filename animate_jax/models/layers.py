@@ -179,8 +179,20 @@ class Linear(nn.Module):
         return kernel, self.param("bias", nn.initializers.zeros, (self.channels,))
 
 
-class LayerNormWeights(nn.Module):
-    """Holds scale and bias (channels,) of a LayerNorm that a kernel computes."""
+class PointwiseConvolution(nn.Module):
+    """Holds kernel and bias of a 1x1 convolution that a kernel computes; files keep the ones."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
+        shape = 1, 1, inputs, self.channels
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        return kernel[0, 0], self.param("bias", nn.initializers.zeros, (self.channels,))
+
+
+class NormWeights(nn.Module):
+    """Holds scale and bias (channels,) of a norm that a kernel computes."""
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from animate_jax.config import MotionConfig
+from animate_jax.kernels.picture_tokens import Norm, layer_of, to_pictures, to_tokens
 from animate_jax.kernels.temporal_block import Weights, temporal_block
 from animate_jax.models.layers import (
     Dtype,
     FeedForward,
-    GroupNorm,
-    LayerNormWeights,
     Linear,
+    NormWeights,
 )
 
 
@@ -77,7 +77,7 @@ class TemporalTransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x):
         for i in range(self.config.attentions):
-            norm = LayerNormWeights(name=f"norms_{i}")(x.shape[-1])
+            norm = NormWeights(name=f"norms_{i}")(x.shape[-1])
             attend = TemporalAttention(
                 self.config.heads,
                 self.config.max_frames,
@@ -85,7 +85,7 @@ class TemporalTransformerBlock(nn.Module):
                 name=f"attention_blocks_{i}",
             )
             x = attend(x, norm)
-        norm = LayerNormWeights(name="ff_norm")(x.shape[-1])
+        norm = NormWeights(name="ff_norm")(x.shape[-1])
         return FeedForward(self.dtype, name="ff")(x, norm)
 
 
@@ -97,15 +97,16 @@ class TemporalTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        batch, frames, height, width, channels = x.shape
-        tokens = GroupNorm(self.config.norm_groups, 1e-6, self.dtype, name="norm")(x)
-        tokens = tokens.reshape(batch, frames, height * width, channels)
-        tokens = nn.Dense(channels, dtype=self.dtype, name="proj_in")(tokens)
+        channels = x.shape[-1]
+        x = x.astype(self.dtype)
+        norm = Norm(*NormWeights(name="norm")(channels))
+        layer = layer_of(Linear(channels, name="proj_in")(channels), self.dtype)
+        tokens = to_tokens(x, norm, layer, self.config.norm_groups, 1e-6)
         for i in range(self.config.transformer_blocks):
             name = f"transformer_blocks_{i}"
             tokens = TemporalTransformerBlock(self.config, self.dtype, name=name)(tokens)
-        tokens = nn.Dense(channels, dtype=self.dtype, name="proj_out")(tokens)
-        return x + tokens.reshape(x.shape)
+        layer = layer_of(Linear(channels, name="proj_out")(channels), self.dtype)
+        return to_pictures(tokens, x, layer)
 
 
 class MotionModule(nn.Module):

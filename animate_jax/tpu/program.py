@@ -151,7 +151,11 @@ def _message_bytes(line):
 RATES = {
     "spatial_attention_forward": 51e3,
     "spatial_attention_backward": 66e3,
+    "picture_to_tokens": 76e3,
+    "picture_to_pictures": 67e3,
     "spatial_project": 110e3,
+    "spatial_project_tokens_gradient": 79e3,
+    "spatial_project_weights_gradient": 89e3,
     "spatial_add_output": 73e3,
     "feed_forward": 97e3,
     "feed_forward_tokens_gradient": 85e3,
@@ -164,7 +168,11 @@ PER_ELEMENT = {
 }
 # Operations for a token, in squares of its channels.
 PRODUCTS = {
+    "picture_to_tokens": 2.0,
+    "picture_to_pictures": 2.0,
     "spatial_project": 6.0,
+    "spatial_project_tokens_gradient": 6.0,
+    "spatial_project_weights_gradient": 6.0,
     "spatial_add_output": 2.0,
     "feed_forward": 24.0,
     "feed_forward_tokens_gradient": 40.0,

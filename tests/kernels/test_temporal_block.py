@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from animate_jax.config import MotionConfig
-from animate_jax.kernels import temporal, temporal_block_forward, temporal_block_gradient
+from animate_jax.kernels import parts, temporal, temporal_block_forward, temporal_block_gradient
 from animate_jax.kernels import temporal_block as kernels
 from animate_jax.kernels.temporal_block import Weights, temporal_block
 from animate_jax.models.motion import TemporalTransformerBlock
@@ -23,7 +23,7 @@ def short_programs(monkeypatch):
     """Loops where a TPU's program has them unrolled, and the other way round for wide blocks."""
     monkeypatch.setattr(temporal, "SCORE_REGISTERS", 8)
     monkeypatch.setattr(temporal_block_forward, "FRAMES_AT_ONCE", 2)
-    monkeypatch.setattr(temporal_block_forward, "TILES_AT_ONCE", 1)
+    monkeypatch.setattr(parts, "TILES_AT_ONCE", 1)
 
 
 def example(shape, dtype=jnp.float32):
