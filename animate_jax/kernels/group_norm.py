@@ -71,6 +71,13 @@ def statistics(x, groups: int, eps: float, sums):
     return group_mean, jax.lax.rsqrt(variance + eps)
 
 
+def gradient(x, scale, bias, cotangent, groups: int, eps: float, sums):
+    """What x, scale and bias get of a norm without SiLU."""
+    return _backward(
+        groups, eps, False, sums, (x, scale, bias, *statistics(x, groups, eps, sums)), cotangent
+    )
+
+
 def _backward(groups, eps, silu, sums, residuals, cotangent):
     x, scale, bias, mean, rate = residuals
     rows = mean, rate, jnp.broadcast_to(scale, mean.shape), jnp.broadcast_to(bias, mean.shape)

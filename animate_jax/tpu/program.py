@@ -153,6 +153,7 @@ RATES = {
     "spatial_attention_backward": 66e3,
     "picture_to_tokens": 76e3,
     "picture_to_pictures": 67e3,
+    "picture_products": 72e3,
     "spatial_project": 110e3,
     "spatial_project_tokens_gradient": 79e3,
     "spatial_project_weights_gradient": 89e3,
@@ -170,6 +171,7 @@ PER_ELEMENT = {
 PRODUCTS = {
     "picture_to_tokens": 2.0,
     "picture_to_pictures": 2.0,
+    "picture_products": 2.0,
     "spatial_project": 6.0,
     "spatial_project_tokens_gradient": 6.0,
     "spatial_project_weights_gradient": 6.0,
