@@ -24,7 +24,17 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from animate_jax.config import sd15
-from animate_jax.kernels import feed_forward, geglu, group_norm, projections, spatial, temporal
+from animate_jax.kernels import (
+    feed_forward,
+    geglu,
+    group_norm,
+    picture_tokens,
+    projections,
+    spatial,
+    temporal,
+    temporal_block,
+    temporal_block_forward,
+)
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.parallel.chips import chip_of
 from animate_jax.parallel.mesh import make_mesh, replicated
@@ -54,7 +64,8 @@ def compile_for(function, arguments, topology):
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), arguments
     )
-    return jax.jit(function).lower(*arguments).compile(), chip_of(devices[0])
+    with jax.sharding.use_abstract_mesh(whole.mesh.abstract_mesh):  # tells how much memory it has
+        return jax.jit(function).lower(*arguments).compile(), chip_of(devices[0])
 
 
 def print_unet(gradient: bool, topology: str) -> None:
@@ -100,6 +111,17 @@ def kernel_programs():
     def project(x, *weights):
         return projections.project(x, projections.Weights(*weights), 1e-5)
 
+    def project_backward(x, *others):
+        return jax.vjp(project, x, *others[:-3])[1](others[-3:])
+
+    def block(x, *weights):
+        return temporal_block._fused(x, temporal_block_forward.Weights(*weights), 8, 1e-5)
+
+    def ends(x, scale, bias, *layer):
+        norm, layer = picture_tokens.Norm(scale, bias), picture_tokens.Layer(*layer)
+        tokens = picture_tokens.to_tokens(x, norm, layer, 32, 1e-6)
+        return picture_tokens.to_pictures(tokens, x, layer)
+
     def sums(x, near):
         return group_norm.kernel_sums(group_norm._differences, (x,), (near,))
 
@@ -112,14 +134,28 @@ def kernel_programs():
         square = (channels, channels)
         yield f"projections, {size}", project, [clip, (channels,), (channels,), *[square] * 3]
         turned = (1, 24, channels, tokens)
+        weights = [(channels,), (channels,), *[square] * 3]
+        yield (
+            f"gradient of the projections, {size}",
+            project_backward,
+            [clip, *weights, *[turned] * 3],
+        )
         output = [clip, turned, square, (1, channels)]
         yield f"output of the attention, {size}", projections.add_output, output
         yield f"temporal attention, {size}", attend_in_time, own
         yield f"its gradient, {size}", backward(attend_in_time), [*own, clip]
+        weights = [(channels,)] * 2 + [(24, channels)] + [square] * 4 + [(channels,)]
+        yield f"temporal block, {size}", block, [clip, *weights]
+        yield f"its gradient, {size}", backward(block), [clip, *weights, clip]
         wide = 8 * channels
         weights = [(channels,)] * 2 + [(channels, wide), (wide,), (wide // 2, channels)]
         yield f"feed-forward, {size}", feed, [clip, *weights, (channels,)]
+        yield f"its gradient, {size}", backward(feed), [clip, *weights, (channels,), clip]
         side = int(tokens**0.5)
+        picture = (1, 24, side, side, channels)
+        weights = [(channels,)] * 2 + [square, (channels,)]
+        yield f"a transformer's ends, {size}", ends, [picture, *weights]
+        yield f"their gradient, {size}", backward(ends), [picture, *weights, picture]
         pictures = [(24, side, side, channels), (24, 1, 1, channels)]
         yield f"sums of a GroupNorm, {size}", sums, pictures
 

@@ -37,7 +37,7 @@ from animate_jax.kernels.parts import (
     multiply,
 )
 
-PICTURES = 8  # of a block
+PICTURES = 8, 4  # of a block
 PIXELS = 256, 128, 64, 32, 16  # of a block
 
 
@@ -104,11 +104,16 @@ def supports(x) -> bool:
     batch, frames, height, width, channels = x.shape
     return (
         x.dtype in (jnp.bfloat16, jnp.float32)
-        and batch * frames % PICTURES == 0
+        and _together(batch * frames) is not None
         and channels % 8 == 0
         and group_norm.supports(x)
         and _block(x) is not None
     )
+
+
+def _together(pictures):
+    """Pictures of a block; 4 only where there are no more, as XLA's layout has it."""
+    return next((n for n in PICTURES if pictures % n == 0 and (n == 8 or pictures == n)), None)
 
 
 def _block(x):
@@ -121,7 +126,7 @@ def _block(x):
 def _memory(block, x):
     """Bytes of fast memory: what is moved is there twice, the weights or their gradient once."""
     wide, item = -(-x.shape[-1] // LANES) * LANES, x.dtype.itemsize
-    rows = PICTURES * block * wide
+    rows = PICTURES[0] * block * wide
     return (2 * 3 * item + 3 * 4) * rows + 4 * wide * wide + RESERVE
 
 
@@ -210,11 +215,11 @@ def _pixels_last(pictures, x):
 def _run_to_tokens(x, rows, layer, block, interpret):
     """x (N, P, C), normalised by rows (3, P, C) if there are any, and projected -> (P, N, C)."""
     pixels, pictures, channels = x.shape
-    inputs = [(x, _pictures_block(block, channels))]
+    inputs = [(x, _pictures_block(block, pictures, channels))]
     if rows is not None:
-        inputs.append((rows, _rows_block(channels)))
+        inputs.append((rows, _rows_block(pictures, channels)))
     out = jax.ShapeDtypeStruct((pictures, pixels, channels), x.dtype)
-    outputs = [(out, _tokens_block(block, channels))]
+    outputs = [(out, _tokens_block(block, pictures, channels))]
     return _call(_to_tokens_kernel, inputs, layer, outputs, (pictures, pixels), block, interpret)[0]
 
 
@@ -222,11 +227,11 @@ def _run_to_tokens(x, rows, layer, block, interpret):
 def _run_to_pictures(tokens, x, layer, block, interpret):
     """tokens (P, N, C), projected, and added to x (N, P, C) if there is one -> (N, P, C)."""
     pictures, pixels, channels = tokens.shape
-    inputs = [(tokens, _tokens_block(block, channels))]
+    inputs = [(tokens, _tokens_block(block, pictures, channels))]
     if x is not None:
-        inputs.append((x, _pictures_block(block, channels)))
+        inputs.append((x, _pictures_block(block, pictures, channels)))
     out = jax.ShapeDtypeStruct((pixels, pictures, channels), tokens.dtype)
-    outputs = [(out, _pictures_block(block, channels))]
+    outputs = [(out, _pictures_block(block, pictures, channels))]
     size = pictures, pixels
     return _call(_to_pictures_kernel, inputs, layer, outputs, size, block, interpret)[0]
 
@@ -236,9 +241,12 @@ def _run_products(tokens, x, rows, block, interpret):
     """Products of the channels of tokens (P, N, C) with those of x (N, P, C), which rows normalise
     if there are any, summed over all pixels, (C, C); and sums of the tokens and of x, (C,)."""
     pictures, pixels, channels = tokens.shape
-    inputs = [(tokens, _tokens_block(block, channels)), (x, _pictures_block(block, channels))]
+    inputs = [
+        (tokens, _tokens_block(block, pictures, channels)),
+        (x, _pictures_block(block, pictures, channels)),
+    ]
     if rows is not None:
-        inputs.append((rows, _rows_block(channels)))
+        inputs.append((rows, _rows_block(pictures, channels)))
     shapes = (channels, channels), (1, channels), (1, channels)
     totals = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     outputs = [(total, _whole(total)) for total in totals]
@@ -248,7 +256,8 @@ def _run_products(tokens, x, rows, block, interpret):
 
 
 def _call(kernel, inputs, layer, outputs, size, block, interpret):
-    """Runs a kernel over blocks of PICTURES pictures and of pixels."""
+    """Runs a kernel over blocks of pictures and of pixels."""
+    together = _together(size[0])
     first, _ = inputs[0]
     channels, dtype = first.shape[-1], first.dtype
     if layer is not None:
@@ -258,13 +267,13 @@ def _call(kernel, inputs, layer, outputs, size, block, interpret):
     memory = _memory(block, jax.ShapeDtypeStruct((1, 1, 1, 1, channels), dtype))
     return pl.pallas_call(
         functools.partial(kernel, given=len(inputs)),
-        grid=(size[0] // PICTURES, size[1] // block),
+        grid=(size[0] // together, size[1] // block),
         in_specs=[spec for _, spec in inputs],
         out_specs=[spec for _, spec in outputs],
         out_shape=[jax.ShapeDtypeStruct(y.shape, y.dtype) for y, _ in outputs],
         scratch_shapes=[
-            pltpu.VMEM((block * PICTURES, channels), dtype),
-            pltpu.VMEM((block * PICTURES, LANES), jnp.float32),
+            pltpu.VMEM((block * together, channels), dtype),
+            pltpu.VMEM((block * together, LANES), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=(order,) * 2, vmem_limit_bytes=memory
@@ -274,16 +283,19 @@ def _call(kernel, inputs, layer, outputs, size, block, interpret):
     )(*(y for y, _ in inputs))
 
 
-def _pictures_block(block, channels):
-    return pl.BlockSpec((block, PICTURES, channels), lambda p, n: (n, p, 0))
+def _pictures_block(block, pictures, channels):
+    together = _together(pictures)
+    return pl.BlockSpec((block, together, channels), lambda p, n: (n, p, 0))
 
 
-def _tokens_block(block, channels):
-    return pl.BlockSpec((PICTURES, block, channels), lambda p, n: (p, n, 0))
+def _tokens_block(block, pictures, channels):
+    together = _together(pictures)
+    return pl.BlockSpec((together, block, channels), lambda p, n: (p, n, 0))
 
 
-def _rows_block(channels):
-    return pl.BlockSpec((3, PICTURES, channels), lambda p, n: (0, p, 0))
+def _rows_block(pictures, channels):
+    together = _together(pictures)
+    return pl.BlockSpec((3, together, channels), lambda p, n: (0, p, 0))
 
 
 def _whole(w):
