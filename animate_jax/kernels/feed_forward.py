@@ -14,6 +14,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -27,7 +28,7 @@ from animate_jax.kernels.dispatch import (
 )
 from animate_jax.kernels.feed_forward_gradient import gradient
 from animate_jax.kernels.geglu import Weights, block_of, gelu_and_slope, piece_of
-from animate_jax.kernels.parts import LANES, RESERVE, multiply, normalise
+from animate_jax.kernels.parts import BLOCK, LANES, RESERVE, multiply, normalise
 
 
 def feed_forward(x: jax.Array, weights: Weights, eps: float = 1e-5) -> jax.Array:
@@ -59,7 +60,8 @@ def supports(x, weights: Weights) -> bool:
 
 def _fused(x, weights, eps, interpret=False):
     tokens = x.reshape(-1, x.shape[-1])
-    return _feed_forward(tokens, weights, eps, interpret).reshape(x.shape)
+    out = checkpoint_name(_feed_forward(tokens, weights, eps, interpret), BLOCK)
+    return out.reshape(x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from animate_jax.kernels import temporal, temporal_block_gradient
 from animate_jax.kernels.attention import temporal_attention
@@ -22,7 +23,7 @@ from animate_jax.kernels.dispatch import (
     fast_memory,
     rows_over_mesh,
 )
-from animate_jax.kernels.parts import normalise
+from animate_jax.kernels.parts import BLOCK, normalise
 from animate_jax.kernels.temporal_block_forward import Weights, memory, run
 
 MAX_FRAMES = 32  # the program of a block grows with them
@@ -57,7 +58,7 @@ def supports(x, weights: Weights, heads: int) -> bool:
 
 
 def _fused(x, weights, heads, eps, interpret=False):
-    return _temporal_block(x, weights, heads, eps, interpret)
+    return checkpoint_name(_temporal_block(x, weights, heads, eps, interpret), BLOCK)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

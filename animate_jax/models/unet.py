@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from animate_jax.config import UNetConfig
-from animate_jax.kernels.parts import ATTENTION
+from animate_jax.kernels.parts import ATTENTION, BLOCK
 from animate_jax.models.attention import BoundLayer, SpatialTransformer
 from animate_jax.models.layers import (
     Downsample,
@@ -26,10 +26,12 @@ from animate_jax.models.layers import (
 )
 from animate_jax.models.motion import MotionModule
 
+# What policies of our own keep: results that a TPU's kernels name.
+KEPT = {"attention": (ATTENTION,), "kernels": (ATTENTION, BLOCK)}
 REMAT_POLICIES = (
     "none",
     "full",
-    "attention",
+    *KEPT,
     "dots_saveable",
     "dots_with_no_batch_dims_saveable",
 )
@@ -38,9 +40,9 @@ REMAT_POLICIES = (
 def rematerialised(module: type[nn.Module], policy: str) -> type[nn.Module]:
     """The module, of which the backward pass keeps only what the policy says.
 
-    "none" keeps everything; "full" keeps the inputs and computes the rest again; "attention" keeps
-    what a TPU's kernel for attention over space gave, too; the others are those of
-    jax.checkpoint_policies.
+    "none" keeps everything; "full" keeps the inputs and computes the rest again; "attention" also
+    keeps what a TPU's kernel for attention over space gave, "kernels" what those for attention over
+    time and for feed-forwards gave too; the others are those of jax.checkpoint_policies.
     """
     if policy == "none":
         return module
@@ -51,8 +53,8 @@ def checkpoint_policy(policy: str):
     """What jax.checkpoint takes: None keeps nothing. Raises ValueError for an unknown name."""
     if policy not in REMAT_POLICIES:
         raise ValueError(f"there is no remat policy {policy!r}; choose one of {REMAT_POLICIES}")
-    if policy == "attention":
-        return jax.checkpoint_policies.save_only_these_names(ATTENTION)
+    if policy in KEPT:
+        return jax.checkpoint_policies.save_only_these_names(*KEPT[policy])
     return None if policy == "full" else getattr(jax.checkpoint_policies, policy)
 
 

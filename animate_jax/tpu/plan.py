@@ -263,7 +263,7 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-REMATS = "none", "attention", "full"
+REMATS = "none", "kernels", "attention", "full"
 
 
 def sweep(config: ConfigDict, devices: Sequence[jax.Device]) -> Iterator[tuple[list[str], Plan]]:

@@ -7,11 +7,11 @@ import pytest
 from animate_jax.models.attention import BoundLayer, SpatialTransformer
 from animate_jax.models.unet import checkpoint_policy, rematerialised
 
-KERNEL = 'kernel_name = "spatial_attention_forward"'
+KERNELS = "spatial_attention_forward", "feed_forward"
 
 
-def attentions(policy):
-    """How often a TPU's program for value and gradient attends in its forward pass."""
+def forward_kernels(policy):
+    """How often a TPU's program for value and gradient attends and feeds forward."""
     block = rematerialised(SpatialTransformer, policy)(64, 2, 8, jnp.bfloat16)
     x = jax.ShapeDtypeStruct((1, 8, 16, 16, 64), jnp.bfloat16)
     bound = BoundLayer(cross_output=jnp.zeros((1, 1, 64), jnp.bfloat16))
@@ -22,15 +22,14 @@ def attentions(policy):
         return jnp.square(block.apply(params, x, bound)[0].astype(jnp.float32)).sum()
 
     traced = jax.jit(jax.value_and_grad(value, argnums=(0, 1))).trace(params, x)
-    return traced.lower(lowering_platforms=("tpu",)).as_text().count(KERNEL)
+    program = traced.lower(lowering_platforms=("tpu",)).as_text()
+    return tuple(program.count(f'kernel_name = "{kernel}"') for kernel in KERNELS)
 
 
-def test_attention_is_computed_again_unless_kept():
-    assert {policy: attentions(policy) for policy in ("none", "attention", "full")} == {
-        "none": 1,
-        "attention": 1,
-        "full": 2,
-    }
+def test_kernels_run_again_unless_their_results_are_kept():
+    assert forward_kernels("full") == (2, 2)
+    assert forward_kernels("attention") == (1, 2)
+    assert forward_kernels("kernels") == forward_kernels("none") == (1, 1)
 
 
 def test_unknown_policies_are_refused():
