@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     config.spike_factor = 20.0  # a loss so many times the usual one stops the run; 0 never
 
     config.dtype = "bfloat16"  # of computation and frozen weights; what learns is float32
-    config.remat = "full"  # "none", "full", or a policy of jax.checkpoint_policies
+    config.remat = "full"  # what the backward pass keeps: see docs/training.md
     config.encode_pictures = 8  # at a time and device, by the frozen networks
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
