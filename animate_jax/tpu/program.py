@@ -19,6 +19,8 @@ COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 CALLED = re.compile(r"(?:body|to_apply|calls|condition)=%?([\w.\-]+)")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+LIMIT = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
+CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
 COLLECTIVE = re.compile(
     r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
@@ -106,14 +108,14 @@ def _runs(text, fusions=False):
     """How often each computation runs, those inside fusions too if asked for; a loop's as often as
     it is known to turn."""
     calls, current, entry = collections.defaultdict(list), None, None
+    limits = _limits(text)
     for line in text.splitlines():
         if found := COMPUTATION.match(line):
             current = found.group(1)
             entry = current if line.startswith("ENTRY") else entry
         # A fusion's estimate stands where it is called.
         elif current and (fusions or " fusion(" not in line):
-            trips = TRIPS.search(line) if " while(" in line else None
-            times = int(trips.group(1)) if trips else 1
+            times = _trips(line, limits) if " while(" in line else 1
             calls[current] += [(callee, times) for callee in CALLED.findall(line)]
     runs = collections.Counter()
 
@@ -124,6 +126,28 @@ def _runs(text, fusions=False):
 
     visit(entry, 1)
     return runs
+
+
+def _limits(text):
+    """The integer constants of every computation that compares something as smaller."""
+    found, name = collections.defaultdict(list), None
+    compares = set()
+    for line in text.splitlines():
+        if header := COMPUTATION.match(line):
+            name = header.group(1)
+        elif limit := LIMIT.search(line):
+            found[name].append(int(limit.group(1)))
+        elif "direction=LT" in line:
+            compares.add(name)
+    return {name: found[name] for name in compares}
+
+
+def _trips(line, limits):
+    """Turns of a loop: as the compiler says, or as its condition counts, from 0 up to a constant."""
+    if said := TRIPS.search(line):
+        return int(said.group(1))
+    counted = limits.get(CONDITION.search(line).group(1), ())
+    return counted[0] if len(counted) == 1 else 1
 
 
 def _shapes(text):
