@@ -12,6 +12,7 @@ two comparisons per pixel and shape, one shape after the other on a canvas of pa
 
 import functools
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from animate_jax.pose import skeleton
 # Widths in pixels, ends included, at a short side of 512.
 LIMB_WIDTH, JOINT_WIDTH, HAND_LINE_WIDTH, HAND_POINT_WIDTH, FACE_POINT_WIDTH = 9, 9, 3, 9, 7
 LIMB_BRIGHTNESS = 0.6
+EDGES_AT_ONCE, SHAPES_AT_ONCE = 15, 17  # in one pass over the rows, over the picture
 
 _EMPTY = 1e6  # left end of the interval of a row that a shape does not reach; right is -_EMPTY
 # cv2.ellipse2Poly reads sines from a table of 7 decimals.
@@ -37,8 +39,8 @@ def draw_skeletons(points, height: int, width: int, *, threshold: float = 0.3) -
     points: x, y in pixels of the output and score; they may lie outside the picture. A point is
     drawn where it is finite and its score exceeds the threshold, a limb or hand line where both
     its ends are drawn.
-    height and width are static. Frames are drawn one after the other, so beside the result the
-    memory is that of a few single-channel pictures.
+    height and width are static. Frames are painted one after the other; beside the result the
+    memory is about a third of it, for the shapes of all frames.
 
     Raises UserError for points of another shape or an empty picture.
     """
@@ -73,11 +75,21 @@ def place_points(points, source_size, target_size) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _draw_all(points, height, width, threshold):
     frames = points.reshape(-1, *points.shape[-2:])
-    pictures = lax.map(lambda frame: _draw(frame, height, width, threshold), frames)
+    shapes = jax.vmap(lambda frame: _shapes(frame, height, width, threshold))(frames)
+    pictures = lax.map(lambda parts: _draw(parts, height, width), shapes)
     return pictures.reshape(*points.shape[:-2], height, width, 3)
 
 
-def _draw(points, height, width, threshold):
+class _Part(typing.NamedTuple):
+    """Shapes that are painted together."""
+
+    spans: tuple[jax.Array, jax.Array]  # left and right column (shapes, height), ends included
+    shown: jax.Array  # bool (shapes,)
+
+
+def _shapes(points, height, width, threshold) -> list[_Part]:
+    """What a frame's points (134, 3) look like: limbs, joints; lines and points of both hands, one
+    hand after the other; the face."""
     visible = (points[:, 2] > threshold) & jnp.isfinite(points).all(-1)
     positions = jnp.where(visible[:, None], points[:, :2], 0)
     corners = jnp.trunc(positions)  # OpenCV takes whole pixels, cut towards zero
@@ -87,42 +99,37 @@ def _draw(points, height, width, threshold):
     def radius(width_at_512):
         return (max(1.0, width_at_512 * scale) - 1) / 2
 
-    def paint(canvas, spans, shown, colours):
-        return _paint(canvas, spans, shown, jnp.asarray(_packed(colours)))
-
     def discs(start, count, disc_width):
         chosen = slice(start, start + count)
         whole_radius = math.floor(radius(disc_width) + 0.5)
-        return _disc_spans(corners[chosen], whole_radius, rows), visible[chosen]
+        return _Part(_disc_spans(corners[chosen], whole_radius, rows), visible[chosen])
 
-    def paint_hand(start, canvas):
+    def hand(start):
         first, second = start + np.array(skeleton.HAND_EDGES).T
         spans = _line_spans(corners[first], corners[second], radius(HAND_LINE_WIDTH), rows)
-        shown = visible[first] & visible[second]
-        canvas = paint(canvas, spans, shown, skeleton.HAND_COLOURS)
-        spans, shown = discs(start, skeleton.NUM_HAND, HAND_POINT_WIDTH)
-        return paint(canvas, spans, shown, [skeleton.HAND_POINT_COLOUR] * skeleton.NUM_HAND)
+        lines = _Part(spans, visible[first] & visible[second])
+        return [lines, discs(start, skeleton.NUM_HAND, HAND_POINT_WIDTH)]
 
-    def paint_face(canvas):
-        spans, shown = discs(skeleton.FACE_START, skeleton.NUM_FACE, FACE_POINT_WIDTH)
-        return paint(canvas, spans, shown, [skeleton.FACE_COLOUR] * skeleton.NUM_FACE)
-
-    canvas = jnp.zeros((height, width), jnp.int32)
     first, second = np.array(skeleton.LIMBS).T
     spans = _ellipse_spans(positions[first], positions[second], radius(LIMB_WIDTH), rows)
+    return [
+        _Part(spans, visible[first] & visible[second]),
+        discs(0, skeleton.NUM_BODY, JOINT_WIDTH),
+        *hand(skeleton.LEFT_HAND_START),
+        *hand(skeleton.RIGHT_HAND_START),
+        discs(skeleton.FACE_START, skeleton.NUM_FACE, FACE_POINT_WIDTH),
+    ]
+
+
+def _draw(parts: list[_Part], height, width):
     dimmed = (skeleton.BODY_COLOURS * LIMB_BRIGHTNESS).astype(np.uint8)[: len(skeleton.LIMBS)]
-    canvas = paint(canvas, spans, visible[first] & visible[second], dimmed)
-    canvas = paint(canvas, *discs(0, skeleton.NUM_BODY, JOINT_WIDTH), skeleton.BODY_COLOURS)
-
-    def when_seen(start, count, paint_part, canvas):
-        seen = visible[start : start + count].any()
-        return lax.cond(seen, paint_part, lambda unchanged: unchanged, canvas)
-
-    # Body-only skeletons are common: their absent hands and faces cost nothing.
-    for start in (skeleton.LEFT_HAND_START, skeleton.RIGHT_HAND_START):
-        paint_this_hand = functools.partial(paint_hand, start)
-        canvas = when_seen(start, skeleton.NUM_HAND, paint_this_hand, canvas)
-    canvas = when_seen(skeleton.FACE_START, skeleton.NUM_FACE, paint_face, canvas)
+    hand = [skeleton.HAND_COLOURS, [skeleton.HAND_POINT_COLOUR] * skeleton.NUM_HAND]
+    face = [skeleton.FACE_COLOUR] * skeleton.NUM_FACE
+    canvas = jnp.zeros((height, width), jnp.int32)
+    for part, colours in zip(parts, [dimmed, skeleton.BODY_COLOURS, *hand, *hand, face]):
+        paint = functools.partial(_paint, part=part, colours=jnp.asarray(_packed(colours)))
+        # Body-only skeletons are common: painting their absent hands and faces costs nothing.
+        canvas = lax.cond(part.shown.any(), paint, lambda unchanged: unchanged, canvas)
     return _unpacked(canvas)
 
 
@@ -136,20 +143,26 @@ def _unpacked(canvas):
     return jnp.stack(channels, -1).astype(jnp.float32) / 255
 
 
-def _paint(canvas, spans, shown, colours):
-    """Lay shapes over a canvas (height, width) of packed colours, later shapes on top.
-
-    spans: left and right column per shape and row, (shapes, height) each, ends included.
-    """
-    left, right = (jnp.clip(end, -1, canvas.shape[1]).astype(jnp.int32) for end in spans)
+def _paint(canvas, part: _Part, colours):
+    """Lays shapes over a canvas (height, width) of packed colours, later shapes on top."""
+    left, right = (jnp.clip(end, -1, canvas.shape[1]).astype(jnp.int32) for end in part.spans)
     columns = jnp.arange(canvas.shape[1], dtype=jnp.int32)
-    right = jnp.where(shown[:, None], right, -1)
+    right = jnp.where(part.shown[:, None], right, -1)
 
-    def lay(i, canvas):
-        inside = (columns >= left[i][:, None]) & (columns <= right[i][:, None])
-        return jnp.where(inside, colours[i], canvas)
+    def lay(canvas, shapes):
+        for left, right, colour in zip(*shapes):
+            inside = (columns >= left[:, None]) & (columns <= right[:, None])
+            canvas = jnp.where(inside, colour, canvas)
+        return canvas, None
 
-    return lax.fori_loop(0, left.shape[0], lay, canvas)
+    return lax.scan(lay, canvas, _in_blocks((left, right, colours), SHAPES_AT_ONCE))[0]
+
+
+def _in_blocks(arrays, most):
+    """Arrays (N, ...) -> (N / n, n, ...), n the largest divisor of N up to `most`."""
+    count = jax.tree.leaves(arrays)[0].shape[0]
+    together = max(n for n in range(1, most + 1) if count % n == 0)
+    return jax.tree.map(lambda x: x.reshape(count // together, together, *x.shape[1:]), arrays)
 
 
 def _disc_spans(centres, radius, rows):
@@ -193,14 +206,14 @@ def _ellipse_spans(start, end, half_width, rows):
 
 def _polygon_spans(corners, rows):
     """Filled convex polygons (shapes, corners, 2) -> left and right columns (shapes, rows)."""
-    following = jnp.roll(corners, -1, axis=1)
 
-    def add_edge(i, spans):
-        left, right = _edge_spans(corners[:, i], following[:, i], rows)
-        return jnp.minimum(spans[0], left), jnp.maximum(spans[1], right)
+    def add_edges(spans, edges):
+        left, right = jax.vmap(lambda start, end: _edge_spans(start, end, rows))(*edges)
+        return (jnp.minimum(spans[0], left.min(0)), jnp.maximum(spans[1], right.max(0))), None
 
     nothing = jnp.full((corners.shape[0], rows.shape[0]), _EMPTY)
-    return lax.fori_loop(0, corners.shape[1], add_edge, (nothing, -nothing))
+    edges = (jnp.moveaxis(x, 1, 0) for x in (corners, jnp.roll(corners, -1, axis=1)))
+    return lax.scan(add_edges, (nothing, -nothing), _in_blocks(tuple(edges), EDGES_AT_ONCE))[0]
 
 
 def _edge_spans(start, end, rows):

@@ -16,7 +16,10 @@ from animate_jax.parallel.chips import Chip
 
 BYTES = {"bf16": 2, "f32": 4, "f16": 2, "s32": 4, "u32": 4, "u8": 1, "s8": 1, "pred": 1}
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-CALLED = re.compile(r"(?:body|to_apply|calls|condition)=%?([\w.\-]+)")
+CALLED = re.compile(
+    r"(?:body|to_apply|calls|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 LIMIT = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
@@ -106,7 +109,7 @@ def read_hlo(text: str, chip: Chip):
 
 def _runs(text, fusions=False):
     """How often each computation runs, those inside fusions too if asked for; a loop's as often as
-    it is known to turn."""
+    it is known to turn, and every branch of a condition as if it were taken."""
     calls, current, entry = collections.defaultdict(list), None, None
     limits = _limits(text)
     for line in text.splitlines():
@@ -116,7 +119,10 @@ def _runs(text, fusions=False):
         # A fusion's estimate stands where it is called.
         elif current and (fusions or " fusion(" not in line):
             times = _trips(line, limits) if " while(" in line else 1
-            calls[current] += [(callee, times) for callee in CALLED.findall(line)]
+            called = CALLED.findall(line)
+            if branches := BRANCHES.search(line):
+                called += [name.strip(" %") for name in branches.group(1).split(",")]
+            calls[current] += [(callee, times) for callee in called]
     runs = collections.Counter()
 
     def visit(name, times):
@@ -143,7 +149,7 @@ def _limits(text):
 
 
 def _trips(line, limits):
-    """Turns of a loop: as the compiler says, or as its condition counts, from 0 up to a constant."""
+    """Turns of a loop: as the compiler says, or as its condition counts from 0 to a constant."""
     if said := TRIPS.search(line):
         return int(said.group(1))
     counted = limits.get(CONDITION.search(line).group(1), ())

@@ -115,6 +115,30 @@ def test_loops_kernels_and_messages_are_counted():
     assert messages == {"all-gather": (7, 7 * 32)}
 
 
+COUNTED = """
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = f32[8] fusion(%p), calls=%f, backend_config={"estimated_cycles":"10"}
+}
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(6), backend_config={}
+  ROOT %c = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+%seen (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%p), condition=%condition, body=%body
+}
+%unseen (p: f32[8]) -> f32[8] {
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = f32[8] while(%p), condition=%condition, body=%body
+  %d = f32[8] conditional(%i, %w, %w), branch_computations={%unseen, %seen}
+}
+"""
+
+
+def test_loops_that_only_their_condition_counts_and_branches():
+    assert read_hlo(COUNTED, V5E)[0] == 2 * 6 * 10
+
+
 MESSAGES = """
 %start (p: bf16[8,4]) -> (bf16[8,4], bf16[8,16]) {
   %g = bf16[8,16] all-gather(%p), channel_id=2, replica_groups={{0,1,2,3}}
