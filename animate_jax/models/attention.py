@@ -18,11 +18,11 @@ from animate_jax.kernels.parts import normalise
 from animate_jax.kernels.picture_tokens import Norm, layer_of, to_pictures, to_tokens
 from animate_jax.kernels.spatial_block import Rows, Weights, spatial_block
 from animate_jax.models.layers import (
+    ConvolutionWeights,
     Dtype,
     FeedForward,
     Linear,
     NormWeights,
-    PointwiseConvolution,
     layer_norm,
 )
 
@@ -180,11 +180,11 @@ class SpatialTransformer(nn.Module):
 
     def setup(self):
         self.norm = NormWeights()
-        self.proj_in = PointwiseConvolution(self.channels)
+        self.proj_in = ConvolutionWeights(self.channels, 1)
         self.transformer_blocks = [
             TransformerBlock(self.channels, self.heads, self.dtype, self.reference, self.positions)
         ]
-        self.proj_out = PointwiseConvolution(self.channels)
+        self.proj_out = ConvolutionWeights(self.channels, 1)
 
     def bind(self, image_tokens, reference=None, has_reference=None) -> BoundLayer:
         return self.transformer_blocks[0].bind(image_tokens, reference, has_reference)
@@ -193,8 +193,12 @@ class SpatialTransformer(nn.Module):
         """x (B, F, h, w, C) -> the same, and the tokens (B, F, h * w, C) after norm1."""
         *_, height, width, channels = x.shape
         x = x.astype(self.dtype)
-        norm, layer = Norm(*self.norm(channels)), layer_of(self.proj_in(channels), self.dtype)
-        tokens = to_tokens(x, norm, layer, self.groups, 1e-6)
+        norm = Norm(*self.norm(channels))
+        tokens = to_tokens(x, norm, self._layer(self.proj_in), self.groups, 1e-6)
         grid = grid_positions(height, width, channels) if self.positions else None
         tokens, features = self.transformer_blocks[0](tokens, bound, grid)
-        return to_pictures(tokens, x, layer_of(self.proj_out(channels), self.dtype)), features
+        return to_pictures(tokens, x, self._layer(self.proj_out)), features
+
+    def _layer(self, convolution):
+        kernel, bias = convolution(self.channels)
+        return layer_of((kernel[0, 0], bias), self.dtype)

@@ -179,16 +179,17 @@ class Linear(nn.Module):
         return kernel, self.param("bias", nn.initializers.zeros, (self.channels,))
 
 
-class PointwiseConvolution(nn.Module):
-    """Holds kernel and bias of a 1x1 convolution that a kernel computes; files keep the ones."""
+class ConvolutionWeights(nn.Module):
+    """Holds kernel (size, size, inputs, channels) and bias of a convolution computed elsewhere."""
 
     channels: int
+    size: int
 
     @nn.compact
     def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
-        shape = 1, 1, inputs, self.channels
+        shape = self.size, self.size, inputs, self.channels
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        return kernel[0, 0], self.param("bias", nn.initializers.zeros, (self.channels,))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.channels,))
 
 
 class NormWeights(nn.Module):

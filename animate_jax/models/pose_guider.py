@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from animate_jax.config import PoseGuiderConfig
-from animate_jax.models.layers import Dtype, convolution
+from animate_jax.kernels.narrow_convolutions import Layer, narrow_convolutions
+from animate_jax.models.layers import ConvolutionWeights, Dtype, convolution
 
 
 class PoseGuider(nn.Module):
@@ -33,8 +34,15 @@ class PoseGuider(nn.Module):
                 x = nn.silu(x)
             return convolution(config.out_channels, 1, dtype, name="final_proj")(x)
 
-        x = nn.silu(convolution(config.channels[0], 3, dtype, name="conv_in")(x))
+        names, strides, widths = ["conv_in"], [1], [config.channels[0]]
         for i, (same, wider) in enumerate(zip(config.channels, config.channels[1:])):
-            x = nn.silu(convolution(same, 3, dtype, name=f"blocks_{2 * i}")(x))
-            x = nn.silu(convolution(wider, 3, dtype, 2, name=f"blocks_{2 * i + 1}")(x))
-        return convolution(config.out_channels, 3, dtype, name="conv_out")(x)
+            names += [f"blocks_{2 * i}", f"blocks_{2 * i + 1}"]
+            strides, widths = [*strides, 1, 2], [*widths, same, wider]
+        layers, inputs = [], x.shape[-1]
+        for name, width in zip(names, widths):
+            weights = ConvolutionWeights(width, 3, name=name)(inputs)
+            layers.append(Layer(*(w.astype(dtype) for w in weights)))
+            inputs = width
+        y = narrow_convolutions(x.reshape(-1, *x.shape[-3:]).astype(dtype), layers, strides)
+        y = y.reshape(*x.shape[:-3], *y.shape[1:])
+        return convolution(config.out_channels, 3, dtype, name="conv_out")(y)

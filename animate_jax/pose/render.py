@@ -25,7 +25,7 @@ from animate_jax.pose import skeleton
 # Widths in pixels, ends included, at a short side of 512.
 LIMB_WIDTH, JOINT_WIDTH, HAND_LINE_WIDTH, HAND_POINT_WIDTH, FACE_POINT_WIDTH = 9, 9, 3, 9, 7
 LIMB_BRIGHTNESS = 0.6
-EDGES_AT_ONCE, SHAPES_AT_ONCE = 15, 17  # in one pass over the rows, over the picture
+SHAPES_AT_ONCE = 17  # in one pass over the picture
 
 _EMPTY = 1e6  # left end of the interval of a row that a shape does not reach; right is -_EMPTY
 # cv2.ellipse2Poly reads sines from a table of 7 decimals.
@@ -155,14 +155,10 @@ def _paint(canvas, part: _Part, colours):
             canvas = jnp.where(inside, colour, canvas)
         return canvas, None
 
-    return lax.scan(lay, canvas, _in_blocks((left, right, colours), SHAPES_AT_ONCE))[0]
-
-
-def _in_blocks(arrays, most):
-    """Arrays (N, ...) -> (N / n, n, ...), n the largest divisor of N up to `most`."""
-    count = jax.tree.leaves(arrays)[0].shape[0]
-    together = max(n for n in range(1, most + 1) if count % n == 0)
-    return jax.tree.map(lambda x: x.reshape(count // together, together, *x.shape[1:]), arrays)
+    count = len(colours)
+    together = max(n for n in range(1, SHAPES_AT_ONCE + 1) if count % n == 0)
+    shapes = [x.reshape(count // together, together, *x.shape[1:]) for x in (left, right, colours)]
+    return lax.scan(lay, canvas, shapes)[0]
 
 
 def _disc_spans(centres, radius, rows):
@@ -207,13 +203,13 @@ def _ellipse_spans(start, end, half_width, rows):
 def _polygon_spans(corners, rows):
     """Filled convex polygons (shapes, corners, 2) -> left and right columns (shapes, rows)."""
 
-    def add_edges(spans, edges):
-        left, right = jax.vmap(lambda start, end: _edge_spans(start, end, rows))(*edges)
-        return (jnp.minimum(spans[0], left.min(0)), jnp.maximum(spans[1], right.max(0))), None
+    def add_edge(spans, edge):
+        left, right = _edge_spans(*edge, rows)
+        return (jnp.minimum(spans[0], left), jnp.maximum(spans[1], right)), None
 
     nothing = jnp.full((corners.shape[0], rows.shape[0]), _EMPTY)
-    edges = (jnp.moveaxis(x, 1, 0) for x in (corners, jnp.roll(corners, -1, axis=1)))
-    return lax.scan(add_edges, (nothing, -nothing), _in_blocks(tuple(edges), EDGES_AT_ONCE))[0]
+    edges = tuple(jnp.moveaxis(x, 1, 0) for x in (corners, jnp.roll(corners, -1, axis=1)))
+    return lax.scan(add_edge, (nothing, -nothing), edges)[0]
 
 
 def _edge_spans(start, end, rows):
