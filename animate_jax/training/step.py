@@ -18,7 +18,12 @@ import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from animate_jax.parallel.mesh import batch_sharding, batch_shards, replicated
+from animate_jax.parallel.mesh import (
+    batch_sharding,
+    batch_shards,
+    compiler_options,
+    replicated,
+)
 from animate_jax.parallel.sharding import (
     FSDP_MIN_SIZE,
     Rules,
@@ -158,6 +163,7 @@ def make_step(loss: Loss, optimizer, options: StepOptions, mesh: Mesh, shardings
         in_shardings=(shardings, None, batch_sharding(mesh)),
         out_shardings=(shardings, Metrics(*[whole] * len(Metrics._fields))),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 

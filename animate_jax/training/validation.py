@@ -20,7 +20,13 @@ from animate_jax.data.records import record_splits
 from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError, UserNote
 from animate_jax.inference.sampling import sample_clip
-from animate_jax.parallel.mesh import batch_shards, input_share, place_batch, replicated
+from animate_jax.parallel.mesh import (
+    batch_shards,
+    compiler_options,
+    input_share,
+    place_batch,
+    replicated,
+)
 from animate_jax.training.objective import (
     VALIDATION_SEED,
     draw_batch,
@@ -64,8 +70,11 @@ class Validation:
             batch_size=max(videos, shards),
             frames=config.data.frames if clip else config.validation.frames,
         )
-        self._losses = jax.jit(self._fixed_losses, out_shardings=replicated(stage.mesh))
-        self._sample = jax.jit(self._sample_batch, out_shardings=replicated(stage.mesh))
+        told = dict(
+            out_shardings=replicated(stage.mesh), compiler_options=compiler_options(stage.mesh)
+        )
+        self._losses = jax.jit(self._fixed_losses, **told)
+        self._sample = jax.jit(self._sample_batch, **told)
 
     def loss(self, learned: dict, frozen: dict) -> float:
         """The mean over the records, at most `validation.batches` batches of them."""

@@ -190,15 +190,45 @@ print(json.dumps({"devices": plan.devices, "fits": plan.fits, "needed": plan.nee
 
 
 def compiled(*arguments):
+    return json.loads(run_alone(COMPILE, *arguments)[-1])
+
+
+def run_alone(program, *arguments):
+    """Lines that a process of its own writes."""
     run = subprocess.run(
-        [sys.executable, "-c", COMPILE, *arguments],
+        [sys.executable, "-c", program, *arguments],
         cwd=ROOT,
         env=dict(os.environ, PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return run.stdout.splitlines()
+
+
+SPREAD = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from animate_jax.parallel.mesh import compiler_options, make_mesh
+from animate_jax.tpu.topology import topology_devices
+mesh = make_mesh({"data": 1, "fsdp": 4}, topology_devices("v5e:2x2"))
+rows, outputs = (NamedSharding(mesh, PartitionSpec(*spec))
+    for spec in (("fsdp",), (None, None, None, "fsdp")))
+x = jax.ShapeDtypeStruct((32, 64, 64, 128), jnp.bfloat16, sharding=rows)
+kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.bfloat16, sharding=outputs)
+def convolve(x, kernel):
+    numbers = "NHWC", "HWIO", "NHWC"
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+for options in (None, compiler_options(mesh)):
+    told = jax.jit(convolve, out_shardings=rows, compiler_options=options)
+    program = told.lower(x, kernel).compile().as_text()
+    print("collective-permute" in program, "all-gather" in program)
+"""
+
+
+def test_spread_kernels_are_gathered_before_their_convolution():
+    """What XLA does by itself is shown beside it, so that it is known when it has learnt to."""
+    assert run_alone(SPREAD) == ["True False", "False True"]
 
 
 def test_a_small_stage_fits_v5e():
