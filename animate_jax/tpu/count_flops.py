@@ -15,7 +15,9 @@ def count_flops(function: Callable, *arguments) -> float:
     Matrix products and convolutions count, two operations a multiplication; loops count as often as
     they run. Kernels are counted by the plain version that stands beside them.
     """
-    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    # A jitted function may carry options that only the outermost may have.
+    traced = function if hasattr(function, "trace") else jax.jit(function)
+    return _flops(traced.trace(*arguments).jaxpr.jaxpr)
 
 
 def _flops(jaxpr: core.Jaxpr) -> float:
