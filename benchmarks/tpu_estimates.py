@@ -169,7 +169,8 @@ def print_kernels(topology: str) -> None:
         for what, function, shapes in tqdm(list(kernel_programs()), unit="kernel"):
             inputs = [jax.ShapeDtypeStruct(shape, DTYPE) for shape in shapes]
             compile_for(function, inputs, topology)
-            turns = max(1, shapes[0][2] // spatial.KEY_BLOCK)
+            over_reference = "with reference" in what
+            turns = max(1, shapes[0][2] // spatial.KEY_BLOCK) if over_reference else 1
             for file in sorted(Path(directory).iterdir()):
                 if found := SCHEDULE.match(file.name):
                     cycles = schedule_cycles(file.read_text(), turns)
