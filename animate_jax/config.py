@@ -36,6 +36,10 @@ class UNetConfig:
 
     positions: tell every attention over space where in the picture a token is. Stable Diffusion's
     weights find that out from the borders; random ones would have to learn it.
+
+    body_places: beside positions, tell it where on the body a token is (pose.body_places), of the
+    clip by its skeletons and of the reference by its own: attention begins at the same place of the
+    body. For models too small, or trained too little, to find that out from pictures.
     """
 
     in_channels: int = 4
@@ -50,6 +54,11 @@ class UNetConfig:
     motion: MotionConfig | None = None
     reference: typing.Literal["attended", "added", "none"] = "attended"
     positions: bool = False
+    body_places: bool = False
+
+    def __post_init__(self):
+        if self.body_places and not self.positions:
+            raise UserError("body_places without positions is not possible; set both")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ def main():
     truth, points = puppet(options.frames)
     pipe = AnimateAnyonePipeline.from_pretrained(options.model)
     told = dict(width=SIZE, height=SIZE, steps=options.steps, overlap=options.overlap)
-    video = pipe(truth[0], points, **told)
+    video = pipe(truth[0], points, reference_keypoints=points[0], **told)
     if options.out:
         write_video(options.out, video, 15, overwrite=True)
     joint = where_windows_join(options.frames, default_window(pipe.model.config), options.overlap)

@@ -28,6 +28,7 @@ def get_config():
     every_timestep(config)
     # Where much noise is, reference and skeleton are all there is to go by.
     config.loss.timestep_shift = 3.0
+    config.loss.drop_body = 0.1
     # Several frames for one look at the reference: half the work of as many pairs of pictures.
     config.data.frames, config.data.stride = 3, 10
     config.data.batch_size = 6
@@ -71,6 +72,7 @@ def model() -> ModelConfig:
         cross_attention_dim=64,
         norm_groups=16,
         positions=True,
+        body_places=True,
     )
     return ModelConfig(
         denoising_unet=dataclasses.replace(

@@ -9,6 +9,7 @@ def get_config():
     config.steps = 230
     config.optimizer.learning_rate = 1e-2
     tiny_stage1.every_timestep(config)
+    config.loss.drop_body = 0.1
     config.data.frames, config.data.stride = 16, 1
     config.data.batch_size = 2
     return config

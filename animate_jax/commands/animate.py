@@ -54,7 +54,7 @@ def animate(options) -> None:
     make_windows(options.frames or 1, window, options.overlap, options.windows)
     check_window(config, min(window, _frames_hint(options) or window))
 
-    motion, fps = driving_motion(options, picture, size, config.preprocessing.pose)
+    motion, fps, pose = driving_motion(options, picture, size, config.preprocessing.pose)
     fps = options.fps or fps
     exact_rate(fps)
     print(f"loading {model}")
@@ -65,6 +65,7 @@ def animate(options) -> None:
         motion,
         width=size[0],
         height=size[1],
+        reference_keypoints=pose,
         steps=options.steps,
         guidance=options.guidance,
         seed=options.seed,

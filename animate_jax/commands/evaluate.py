@@ -245,8 +245,8 @@ def _generator(options, config, size) -> tuple[Generator, dict]:
         pipeline, width=size[0], height=size[1], progress=False, **sampling
     )
 
-    def frames(picture, _, points, seed, __):
-        return _to_bytes(generate(picture, points, seed=seed))
+    def frames(picture, own, points, seed, _):
+        return _to_bytes(generate(picture, points, reference_keypoints=own, seed=seed))
 
     return frames, told | sampling
 

@@ -39,8 +39,9 @@ def pose(options) -> None:
 
 def driving_motion(
     options, picture: np.ndarray, size: tuple[int, int], resample: str
-) -> tuple[np.ndarray, float]:
-    """What the pipeline takes as motion, and its frames per second.
+) -> tuple[np.ndarray, float, np.ndarray | None]:
+    """What the pipeline takes as motion, its frames per second, and the pose of the person in the
+    reference, (134, 3) in its pixels, where it is known.
 
     Keypoints (frames, 134, 3) in pixels of the video of `size` (width, height), retargeted to the
     person in the reference picture (H, W, 3); for --pose-video the drawn frames, stretched as the
@@ -52,7 +53,7 @@ def driving_motion(
         frames = read_frames(options.pose_video, stride=options.stride, limit=options.frames)
         frames = np.stack([fit_drawing(frame, picture, *size, resample) for frame in frames])
         info = _probed(options.pose_video, _rate(options.pose_video, options))
-        return frames, info.fps / options.stride
+        return frames, info.fps / options.stride, None
     if options.driving:
         info = _probed(options.driving, _rate(options.driving, options))
         estimator = _estimator(options)
@@ -74,7 +75,7 @@ def driving_motion(
             raise
         _note_unfitted(error)
         points = retarget(keypoints.points, None, "none", **sizes)
-    return points, keypoints.fps
+    return points, keypoints.fps, reference
 
 
 def _estimator(options):
@@ -123,10 +124,10 @@ def _reference(options, picture, estimator):
     """The retargeting mode and the reference's pose (134, 3) in its pixels, given or found.
 
     Without --retarget the mode is `scale`, or `none`, with a note, where there is no such pose, or
-    too little of it to measure.
+    too little of it to measure. With `none` a pose that is given is read, none is looked for.
     """
     mode = options.retarget or "scale"
-    if mode == "none":
+    if mode == "none" and not options.reference_keypoints:
         return mode, None
     if options.reference_keypoints and Path(options.reference_keypoints).suffix == ".json":
         return mode, load_written_points(options.reference_keypoints)

@@ -29,10 +29,10 @@ FILLER = -1  # the three numbers of `record` in rows that fill up the last batch
 class Batches(grain.DatasetIterator):
     """Yields this process's rows of one batch after the other, as dicts of numpy arrays:
 
-    reference uint8 (rows, height, width, 3), frames uint8 (rows, frames, height, width, 3),
-    keypoints float32 (rows, frames, 134, 3), record int32 (rows, 3): number of the set, of the
-    record in it, and of the first frame. They are the given `shards` of `shard_count` equal parts
-    of the batch, one after the other.
+    reference uint8 (rows, height, width, 3), reference_keypoints float32 (rows, 134, 3), frames
+    uint8 (rows, frames, height, width, 3), keypoints float32 (rows, frames, 134, 3), record int32
+    (rows, 3): number of the set, of the record in it, and of the first frame. They are the given
+    `shards` of `shard_count` equal parts of the batch, one after the other.
 
     The state is {"next_batch": n}, the same on all processes and for any number of them; where a
     step takes one batch, n is the step. Works with `grain.checkpoint.CheckpointSave`.

@@ -14,9 +14,10 @@ SEEN_SCORE = 0.3  # points above it are drawn
 
 
 def make_sample(record: dict, config: DataConfig, rng: np.random.Generator) -> dict:
-    """A record (see `data/records.py`) -> reference uint8 (height, width, 3), frames uint8
-    (frames, height, width, 3), keypoints float32 (frames, 134, 3) in pixels of `frames`, and
-    first, the number of the first frame in the clip.
+    """A record (see `data/records.py`) -> reference uint8 (height, width, 3), its keypoints as
+    reference_keypoints float32 (134, 3), frames uint8 (frames, height, width, 3), keypoints float32
+    (frames, 134, 3) in pixels of the pictures, and first, the number of the first frame in the
+    clip.
 
     What is random depends on `rng` only. Raises UserError, naming the record, for a clip that
     cannot be decoded or does not fit its keypoints.
@@ -34,14 +35,15 @@ def make_sample(record: dict, config: DataConfig, rng: np.random.Generator) -> d
         _draw(record, crop, np.array([reference, *numbers]), pictures)
     except UserError as error:
         raise UserError(f"record {record['name']}: {error}; write the records again") from error
-    shown = crop.points(points[numbers])
+    shown = crop.points(taken)
     if rng.random() < config.body_only:
         for group in (FACE, LEFT_HAND, RIGHT_HAND):
             shown[:, group, 2] = 0
     return {
         "reference": pictures[0],
+        "reference_keypoints": shown[0],
         "frames": pictures[1:],
-        "keypoints": shown,
+        "keypoints": shown[1:],
         "first": int(numbers[0]),
     }
 

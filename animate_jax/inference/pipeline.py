@@ -59,6 +59,7 @@ class AnimateAnyonePipeline:
         *,
         width: int,
         height: int,
+        reference_keypoints=None,
         steps: int = 20,
         guidance: float | None = None,
         seed: int = 0,
@@ -78,6 +79,9 @@ class AnimateAnyonePipeline:
             (frames, 134, 3) in pixels of the video; or drawn skeletons (frames, H, W, 3), uint8 or
             float in [0, 1].
         width, height: of the video in pixels; rounded down to multiples of 8, with a warning.
+        reference_keypoints: (134, 3) in pixels of the reference. Models that are told where on the
+            body things are (`UNetConfig.body_places`, as the small one that comes along) do better
+            with them, and with a motion of keypoints; others have no use for them.
         guidance: classifier-free guidance, by default what suits the model; 1 or less computes no
             unconditional prediction.
         initial_noise: (frames, height / 8, width / 8, 4), in place of noise from `seed`.
@@ -91,7 +95,9 @@ class AnimateAnyonePipeline:
         multiple = self.model.config.autoencoder.downscale
         width, height = rounded_size(width, height, multiple)
         picture = picture_array(reference)
+        reference_keypoints = self._reference_keypoints(reference_keypoints, picture, width, height)
         motion, draw = self._drawing(motion, width, height)
+        on_body = reference_keypoints is not None and motion.ndim == 3
         frames = len(motion)
         window = window or default_window(self.model.config)
         check_window(self.model.config, min(window, frames))
@@ -106,13 +112,15 @@ class AnimateAnyonePipeline:
         chunk = max(1, min(CHUNK_PIXELS // (width * height), frames, window))
 
         def encode(part):
-            return _encode_pose(self.model, self.params["pose_guider"], draw(part))
+            keypoints = part if on_body else None
+            return _encode_pose(self.model, self.params["pose_guider"], draw(part), keypoints)
 
         def decode(part):
             return _decode(self.model, self.params["autoencoder"], part)
 
         with jax.default_matmul_precision(self._precision):
-            bound = self._bind(picture, width, height, guided=guidance > 1)
+            known = reference_keypoints if on_body else None
+            bound = self._bind(picture, width, height, guidance > 1, known)
             pose_features = _in_chunks(encode, motion, chunk, "poses", progress)
             denoiser = {"denoising_unet": self.params["denoising_unet"]}
             video = Video(
@@ -164,6 +172,18 @@ class AnimateAnyonePipeline:
             [skeleton_pixels(frame, width, height, resample) for frame in part]
         )
 
+    def _reference_keypoints(self, points, picture, width, height):
+        """(134, 3) in pixels of the video, to which the reference is stretched; or None."""
+        if points is None:
+            return None
+        points = np.asarray(points, np.float32)
+        if points.shape != (POINTS, 3):
+            raise UserError(
+                f"the reference's keypoints have shape {points.shape}; they can be ({POINTS}, 3)"
+            )
+        scale = np.array([width / picture.shape[1], height / picture.shape[0]])
+        return np.concatenate([(points[:, :2] + 0.5) * scale - 0.5, points[:, 2:]], 1)
+
     def _noise(self, key, frames, width, height, initial_noise):
         autoencoder = self.model.config.autoencoder
         scale = autoencoder.downscale
@@ -177,12 +197,13 @@ class AnimateAnyonePipeline:
             )
         return noise
 
-    def _bind(self, picture, width, height, guided):
+    def _bind(self, picture, width, height, guided, keypoints=None):
         config = self.model.config
         resample = config.preprocessing
         pixels = image_encoder_pixels(picture, config.image_encoder, resample.image_encoder)
         reference = autoencoder_pixels(picture, width, height, resample.reference)
-        return _bind(self.model, self.params, pixels, reference, guided=guided)
+        keypoints = None if keypoints is None else keypoints[None].astype(np.float32)
+        return _bind(self.model, self.params, pixels, reference, keypoints, guided=guided)
 
 
 def check_window(config: ModelConfig, frames: int) -> None:
@@ -244,18 +265,19 @@ def rounded_size(width: int, height: int, multiple: int) -> tuple[int, int]:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "guided"))
-def _bind(model, params, pixels, reference, *, guided):
+def _bind(model, params, pixels, reference, keypoints, *, guided):
     tokens = model.encode_image(params, pixels)
     latents = model.encode_latents(params, reference)
-    features = model.encode_reference(params, latents, tokens)
+    features = model.encode_reference(params, latents, tokens, keypoints)
     if guided:
         tokens = jnp.concatenate([jnp.zeros_like(tokens), tokens])
     return model.bind(params, tokens, features)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _encode_pose(model, params, skeletons):
-    features = model.encode_pose({"pose_guider": params}, skeletons[None])[0]
+def _encode_pose(model, params, skeletons, keypoints):
+    keypoints = None if keypoints is None else keypoints[None]
+    features = model.encode_pose({"pose_guider": params}, skeletons[None], keypoints)[0]
     return features.astype(model.dtype)
 
 

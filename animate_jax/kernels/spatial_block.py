@@ -54,7 +54,8 @@ def spatial_block(
 ) -> jax.Array:
     """Returns (B, F, N, C); see `kernels.attention` for the reference.
 
-    places: None, or what every row adds to its queries and to all its keys, (N, C) each.
+    places: None, or what is added to the queries, to the rows' own keys and to the reference's;
+    (N, C) each, or an array for every row.
     """
     one = functools.partial(_plain, heads=heads, eps=eps, places=places)
     tpu = None
@@ -70,7 +71,7 @@ def _plain(rows, weights, heads, eps, places=None):
     if places is not None:
         query, key = query + places[0], key + places[1]
         if reference is not None:
-            reference = reference[0] + places[1], reference[1]
+            reference = reference[0] + places[2], reference[1]
     attended = attention(query, key, value, heads, reference, has_reference)
     x = x + (attended @ weights.w_out + weights.b_out)
     return x if constant is None else x + constant[:, None]

@@ -24,7 +24,8 @@ from animate_jax.models.image_encoder import ImageEncoder
 from animate_jax.models.initialize import initialize
 from animate_jax.models.layers import Dtype
 from animate_jax.models.pose_guider import PoseGuider
-from animate_jax.models.unet import UNet, checkpoint_policy
+from animate_jax.models.unet import BODY_PLACES, UNet, checkpoint_policy
+from animate_jax.pose.body_places import body_places
 
 COMPONENTS = ("denoising_unet", "reference_unet", "pose_guider", "autoencoder", "image_encoder")
 
@@ -105,27 +106,56 @@ class AnimateAnyone:
         latents = latents / self.config.autoencoder.scaling_factor
         return jnp.clip(self.decode(params, latents) / 2 + 0.5, 0, 1)
 
-    def encode_pose(self, params, skeletons: jax.Array) -> jax.Array:
-        """Drawn skeletons (B, F, H, W, 3) in [0, 1] -> pose features (B, F, h, w, channels)."""
+    @property
+    def uses_body_places(self) -> bool:
+        """Whether it wants to know where on the body things are, see UNetConfig."""
+        return self.config.denoising_unet.body_places
+
+    def encode_pose(self, params, skeletons: jax.Array, keypoints=None) -> jax.Array:
+        """Drawn skeletons (B, F, H, W, 3) in [0, 1] -> pose features (B, F, h, w, channels).
+
+        A model with body places takes these from keypoints (B, F, 134, 3) in pixels, and knows none
+        without; they are the last 3 of its pose features.
+        """
         encode = functools.partial(self._apply, "pose_guider")
         if self.remat != "none":
             encode = jax.checkpoint(encode, policy=checkpoint_policy(self.remat))
-        return encode(params, skeletons)
+        features = encode(params, skeletons)
+        if not self.uses_body_places:
+            return features
+        places = self._body_places(keypoints, features.shape[:-1])
+        return jnp.concatenate([features, places.astype(features.dtype)], -1)
 
-    def encode_reference(self, params, reference_latents: jax.Array, image_tokens: jax.Array):
+    def _body_places(self, keypoints, shape):
+        if keypoints is None:
+            return jnp.zeros((*shape, 3))
+        return body_places(keypoints, *shape[-2:], self.config.autoencoder.downscale)
+
+    def encode_reference(
+        self, params, reference_latents: jax.Array, image_tokens: jax.Array, keypoints=None
+    ):
         """Features of the reference, {layer path: (B, tokens, channels)}; once per clip.
 
-        reference_latents (B, h, w, C) scaled and clean, image_tokens (B, T, E). None for a denoiser
-        that has no use for them.
+        reference_latents (B, h, w, C) scaled and clean, image_tokens (B, T, E); keypoints
+        (B, 134, 3) in pixels of the reference, of which models with body places make use: these are
+        among the features, (B, h, w, 3). None for a denoiser that has no use for a reference.
         """
         if self.config.denoising_unet.reference == "none":
             return None
         bound = self._apply("reference_unet", params, image_tokens, method="bind")
         timesteps = jnp.zeros(reference_latents.shape[0], jnp.int32)
+        places = {}
+        if self.uses_body_places:
+            places[BODY_PLACES] = self._body_places(keypoints, reference_latents.shape[:-1])
         _, features = self._apply(
-            "reference_unet", params, reference_latents[:, None], timesteps, bound
+            "reference_unet",
+            params,
+            reference_latents[:, None],
+            timesteps,
+            bound,
+            **{name: x[:, None] for name, x in places.items()},
         )
-        return {path: tokens[:, 0] for path, tokens in features.items()}
+        return {path: tokens[:, 0] for path, tokens in features.items()} | places
 
     def bind(
         self,
@@ -147,9 +177,14 @@ class AnimateAnyone:
 
         latents (B, F, h, w, C), timesteps (B,), pose_features (B, F, h, w, channels) or None.
         """
+        places = None
+        if pose_features is not None and self.uses_body_places:
+            pose_features, places = pose_features[..., :-3], pose_features[..., -3:]
         if pose_features is not None and self.config.pose_guider.variant == "latent":
             latents, pose_features = latents + pose_features, None
-        out, _ = self._apply("denoising_unet", params, latents, timesteps, bound, pose_features)
+        out, _ = self._apply(
+            "denoising_unet", params, latents, timesteps, bound, pose_features, places
+        )
         return out.astype(jnp.float32)
 
     def guided_denoise(self, params, latents, timestep, bound, pose_features, guidance):

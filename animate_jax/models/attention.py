@@ -36,6 +36,7 @@ class BoundLayer:
 
     Either `cross_output` (B, 1, C), for one image token, or `cross` = keys and values (B, T, C).
     A reference that is not attended to is `added` (B, N, C), zero in rows without one.
+    With body places, where on the body the tokens are (..., N, 3), see pose.body_places.
     """
 
     cross_output: jax.Array | None = None
@@ -43,6 +44,8 @@ class BoundLayer:
     reference: tuple[jax.Array, jax.Array] | None = None  # keys and values (R, tokens, C)
     has_reference: jax.Array | None = None  # bool (R,): False drops that row's reference
     added: jax.Array | None = None
+    body_places: jax.Array | None = None  # of the clip, (B, F, N, 3)
+    reference_body_places: jax.Array | None = None  # (R, N, 3)
 
 
 class Attention(nn.Module):
@@ -52,7 +55,8 @@ class Attention(nn.Module):
     heads: int
     dtype: Dtype
     bias: bool = False
-    positions: bool = False
+    positions: bool = False  # see UNetConfig
+    body_places: bool = False
 
     def setup(self):
         def linear(bias):
@@ -62,6 +66,8 @@ class Attention(nn.Module):
         self.to_out = [linear(True)]
         if self.positions:
             self.position_q, self.position_k = linear(False), linear(False)
+        if self.body_places:
+            self.body_q, self.body_k = linear(False), linear(False)
 
     def _linear(self, layer, x):
         weights = layer(x.shape[-1])
@@ -85,7 +91,8 @@ class Attention(nn.Module):
         """x plus its self-attention and what the image adds everywhere; see kernels.spatial_block.
 
         x (B, F, N, C) -> the same; norm: scale and bias of the LayerNorm before it. What is known
-        of the grid (N, C) goes to queries and keys (DETR, arXiv 2005.12872), not to values.
+        of the grid (N, C), and of places on the body, goes to queries and keys (DETR, arXiv
+        2005.12872), not to values.
         """
         layers = [linear(self.channels)[0] for linear in (self.to_q, self.to_k, self.to_v)]
         layers += self.to_out[0](self.channels)
@@ -93,8 +100,23 @@ class Attention(nn.Module):
         weights = Weights(*norm, *(w.astype(self.dtype) for w in layers))
         places = None
         if grid is not None:
-            places = self._linear(self.position_q, grid), self._linear(self.position_k, grid)
+            own, reference = bound.body_places, bound.reference_body_places
+            keys = self.position_k, getattr(self, "body_k", None)
+            places = (
+                self._places(self.position_q, getattr(self, "body_q", None), grid, own),
+                self._places(*keys, grid, own),
+                self._places(*keys, grid, reference),
+            )
         return spatial_block(rows, weights, self.heads, NORM_EPS, places)
+
+    def _places(self, position, body, grid, body_places):
+        """In the picture, or as far as a token belongs to the body, on that."""
+        places = self._linear(position, grid)
+        if body is None or body_places is None:
+            return places
+        belongs = body_places[..., 2:].astype(self.dtype)
+        on_body = self._linear(body, body_positions(body_places[..., :2], self.channels))
+        return places * (1 - belongs) + on_body * belongs
 
 
 class TransformerBlock(nn.Module):
@@ -104,12 +126,14 @@ class TransformerBlock(nn.Module):
     heads: int
     dtype: Dtype
     reference: str = "attended"  # see UNetConfig
-    positions: bool = False  # see UNetConfig
+    positions: bool = False
+    body_places: bool = False
 
     def setup(self):
         self.norm1, self.norm3 = NormWeights(), NormWeights()
         self.norm2 = layer_norm(self.dtype)
-        self.attn1 = Attention(self.channels, self.heads, self.dtype, positions=self.positions)
+        known = dict(positions=self.positions, body_places=self.body_places)
+        self.attn1 = Attention(self.channels, self.heads, self.dtype, **known)
         self.attn2 = Attention(self.channels, self.heads, self.dtype)
         self.ff = FeedForward(self.dtype)
         if self.reference == "added":
@@ -158,14 +182,29 @@ def _repeat_frames(x, frames):
     return jnp.broadcast_to(x[:, None], (x.shape[0], frames, *x.shape[1:]))
 
 
+_WAVES = 16  # the longest wave in lengths of the shortest
+
+
 def grid_positions(height: int, width: int, channels: int) -> np.ndarray:
     """float32 (height * width, channels): sine and cosine of the row and of the column, for one
     wave after the other, of 4 to 64 tokens. channels: a multiple of 4."""
-    waves = 4 * 16 ** np.linspace(0, 1, channels // 4)
     rows, columns = np.divmod(np.arange(height * width), width)
-    angles = [2 * np.pi * place[:, None] / waves for place in (rows, columns)]
-    parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
-    return np.stack(parts, -1).reshape(height * width, channels).astype(np.float32)
+    waves = 4 * _WAVES ** np.linspace(0, 1, channels // 4)
+    return _sines(np.stack([rows, columns], -1), waves, np).astype(np.float32)
+
+
+def body_positions(places: jax.Array, channels: int) -> jax.Array:
+    """Places (..., 2) in the chart of the body -> (..., channels), as `grid_positions`, for waves
+    of 8 torsos to half of one. The longest come first, so that neither is taken for the other.
+    """
+    waves = 8 / _WAVES ** np.linspace(0, 1, channels // 4)
+    return _sines(places, waves.astype(np.float32), jnp)
+
+
+def _sines(places, waves, numpy):
+    angles = 2 * np.pi * places[..., None, :] / waves[:, None]
+    parts = numpy.stack([numpy.sin(angles), numpy.cos(angles)], -1)
+    return parts.reshape(*places.shape[:-1], 4 * len(waves))
 
 
 class SpatialTransformer(nn.Module):
@@ -175,14 +214,22 @@ class SpatialTransformer(nn.Module):
     heads: int
     groups: int
     dtype: Dtype
-    reference: str = "attended"
-    positions: bool = False  # see UNetConfig
+    reference: str = "attended"  # see UNetConfig
+    positions: bool = False
+    body_places: bool = False
 
     def setup(self):
         self.norm = NormWeights()
         self.proj_in = ConvolutionWeights(self.channels, 1)
         self.transformer_blocks = [
-            TransformerBlock(self.channels, self.heads, self.dtype, self.reference, self.positions)
+            TransformerBlock(
+                self.channels,
+                self.heads,
+                self.dtype,
+                self.reference,
+                self.positions,
+                self.body_places,
+            )
         ]
         self.proj_out = ConvolutionWeights(self.channels, 1)
 

@@ -57,7 +57,7 @@ RULES = (
     (r"pose_guider/(conv_out|final_proj)/kernel", _zeros),
     (r"pose_guider/conv_layers_\d+/kernel", _gaussian),  # arXiv 2311.17117, section 4.1
     (r"pos_encoder/pe", _positions),
-    (r"/position_[qk]/kernel", _near),
+    (r"/(position|body)_[qk]/kernel", _near),
     (r"(class_embedding|embedding)$", _gaussian),
     (r"/scale$", _ones),
     (r"/bias$", _zeros),

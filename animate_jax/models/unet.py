@@ -26,6 +26,8 @@ from animate_jax.models.layers import (
 )
 from animate_jax.models.motion import MotionModule
 
+BODY_PLACES = "body_places"  # among the features of a reference
+
 # What policies of our own keep: results that a TPU's kernels name.
 KEPT = {"attention": (ATTENTION,), "kernels": (ATTENTION, BLOCK)}
 REMAT_POLICIES = (
@@ -88,6 +90,7 @@ class Level(nn.Module):
                     dtype,
                     config.reference,
                     config.positions,
+                    config.body_places,
                 )
                 for _ in range(self.attention_count)
             ]
@@ -184,18 +187,37 @@ class UNet(nn.Module):
         image_tokens: (B, T, cross_attention_dim).
         reference: the features of a ReferenceNet, (R, tokens, C) each, for the last R of B rows.
         has_reference: bool (R,), False hides a row's reference.
+
+        The features may come with the reference's places on its body (R, h, w, 3), as BODY_PLACES.
         """
         bound = {}
         for level in (*self.down_blocks, self.mid_block, *self.up_blocks):
             bound |= level.bind(image_tokens, reference, has_reference)
+        if self.config.body_places and reference and BODY_PLACES in reference:
+            bound = self._placed(bound, "reference_body_places", reference[BODY_PLACES])
         return bound
 
-    def __call__(self, latents, timesteps, bound, pose_features=None):
+    def _placed(self, bound, field, places):
+        """Every layer with those of the places (..., h, w, 3) that its tokens stand for."""
+        count, placed = len(self.down_blocks), {}
+        depths = [*range(count), count - 1, *reversed(range(count))]
+        for depth, level in zip(depths, (*self.down_blocks, self.mid_block, *self.up_blocks)):
+            tokens = places[..., :: 2**depth, :: 2**depth, :]
+            tokens = tokens.reshape(*places.shape[:-3], -1, 3)
+            for path in map(level.attention_path, range(level.attention_count)):
+                if path in bound:
+                    placed[path] = bound[path].replace(**{field: tokens})
+        return placed
+
+    def __call__(self, latents, timesteps, bound, pose_features=None, body_places=None):
         """Prediction (B, F, h, w, out_channels), None without output; and the features by path.
 
         latents (B, F, h, w, in_channels), timesteps (B,), bound as from `bind`;
-        pose_features (B, F, h, w, block_out_channels[0]) or None, added after conv_in.
+        pose_features (B, F, h, w, block_out_channels[0]) or None, added after conv_in;
+        body_places (B, F, h, w, 3) or None, where on the body latents are, for a config with them.
         """
+        if self.config.body_places and body_places is not None:
+            bound = self._placed(bound, "body_places", body_places)
         embedding = timestep_embedding(timesteps, self.config.block_out_channels[0])
         embedding = self.time_embedding(embedding.astype(self.dtype))
         x = self.conv_in(latents)
@@ -213,4 +235,5 @@ class UNet(nn.Module):
 
     def bind_and_call(self, latents, timesteps, image_tokens, pose_features=None):
         """Both steps in one, which creates every parameter when initialising with two tokens."""
-        return self(latents, timesteps, self.bind(image_tokens), pose_features)
+        places = jnp.zeros((*latents.shape[:-1], 3)) if self.config.body_places else None
+        return self(latents, timesteps, self.bind(image_tokens), pose_features, places)

@@ -138,6 +138,7 @@ def lower_sampling(
     channels = model_config.denoising_unet.block_out_channels[0]
     if model_config.pose_guider.variant == "latent":
         channels = latents[-1]
+    channels += 3 * model.uses_body_places
     pose = jax.ShapeDtypeStruct((1, frames, *latents[:2], channels), dtype)
     table = sampling_steps(model_config.schedule, steps, "ddim", 0.0)
     table = jax.tree.map(lambda column: column[: steps_at_once(steps)], table)
@@ -168,6 +169,7 @@ def step_arguments(stage: Stage):
     sharding = batch_sharding(stage.mesh)
     batch = {
         "reference": ((rows, *picture), jnp.uint8),
+        "reference_keypoints": ((rows, POINTS, 3), jnp.float32),
         "frames": ((rows, data.frames, *picture), jnp.uint8),
         "keypoints": ((rows, data.frames, POINTS, 3), jnp.float32),
         "record": ((rows, 3), jnp.int32),

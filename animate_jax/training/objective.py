@@ -34,6 +34,8 @@ class DenoisingLoss:
 
     Per sample, `drop_both` is the probability that image token and reference are hidden together,
     as in the unconditional half of guidance; `drop_image` and `drop_reference` hide one more often.
+    `drop_body` hides places on the body from a model that takes them, as where a picture's pose is
+    not known.
     """
 
     min_snr_gamma: float = 5.0
@@ -42,9 +44,10 @@ class DenoisingLoss:
     drop_both: float = 0.1
     drop_image: float = 0.0
     drop_reference: float = 0.0
+    drop_body: float = 0.0
 
     def __post_init__(self):
-        for name in ("drop_both", "drop_image", "drop_reference"):
+        for name in ("drop_both", "drop_image", "drop_reference", "drop_body"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(
                     f"config.loss.{name} is {getattr(self, name)}; give a probability, 0 to 1"
@@ -66,6 +69,8 @@ class Example(typing.NamedTuple):
     reference_latents: jax.Array  # (B, h, w, C), scaled
     image_tokens: jax.Array  # (B, 1, E)
     skeletons: jax.Array  # (B, F, H, W, 3) in [0, 1]
+    # Of clip (B, F, 134, 3) and reference (B, 134, 3), for models with body places.
+    keypoints: tuple[jax.Array, jax.Array] | tuple[None, None] = (None, None)
 
 
 class Draws(typing.NamedTuple):
@@ -75,6 +80,7 @@ class Draws(typing.NamedTuple):
     noise: jax.Array  # (B, F, h, w, C)
     has_image: jax.Array  # bool (B,)
     has_reference: jax.Array  # bool (B,)
+    has_body: jax.Array | None = None  # bool (B,)
 
 
 def sample_keys(seed: int, step: jax.Array, rows: jax.Array) -> jax.Array:
@@ -86,8 +92,9 @@ def sample_keys(seed: int, step: jax.Array, rows: jax.Array) -> jax.Array:
 def encode_batch(model: AnimateAnyone, params, batch, keys, shards: int, size: int) -> Example:
     """A training batch through the frozen networks, `size` pictures of each device at a time.
 
-    batch: reference uint8 (B, H, W, 3), frames uint8 (B, F, H, W, 3), keypoints (B, F, 134, 3).
-    The reference's latents are the posterior's mean, as in sampling; the frames' a sample of it.
+    batch: reference uint8 (B, H, W, 3), frames uint8 (B, F, H, W, 3), keypoints (B, F, 134, 3),
+    and reference_keypoints (B, 134, 3) for a model with body places. The reference's latents are
+    the posterior's mean, as in sampling; the frames' a sample of it.
     shards: into how many parts the mesh splits the batch.
     """
     batch_size, frames, height, width, _ = batch["frames"].shape
@@ -103,7 +110,15 @@ def encode_batch(model: AnimateAnyone, params, batch, keys, shards: int, size: i
         latents.reshape(batch_size, frames, *latents.shape[1:]),
         *encode_references(model, params, batch["reference"], shards, size),
         draw_batch(batch["keypoints"], height, width),
+        body_keypoints(model, batch),
     )
+
+
+def body_keypoints(model: AnimateAnyone, batch):
+    """Keypoints of clip and reference, where the model has use for them."""
+    if not model.uses_body_places:
+        return None, None
+    return batch["keypoints"], batch["reference_keypoints"]
 
 
 def encode_references(model: AnimateAnyone, params, pictures, shards: int, size: int):
@@ -186,7 +201,8 @@ def draw_randomness(model: AnimateAnyone, keys, shape, options: DenoisingLoss) -
         both, image, reference = uniform >= jnp.array(
             [options.drop_both, options.drop_image, options.drop_reference]
         )
-        return Draws(timestep, noise, both & image, both & reference)
+        body = jax.random.uniform(jax.random.fold_in(key, 2)) >= options.drop_body
+        return Draws(timestep, noise, both & image, both & reference, body)
 
     return jax.vmap(draw)(keys)
 
@@ -199,9 +215,16 @@ def denoising_loss(
     noisy = add_noise(schedule, example.latents, draws.noise, draws.timesteps)
     target = prediction_target(schedule, example.latents, draws.noise, draws.timesteps)
     tokens = jnp.where(draws.has_image[:, None, None], example.image_tokens, 0)
-    reference = model.encode_reference(params, example.reference_latents, tokens)
+    clip_keypoints, reference_keypoints = example.keypoints
+    if clip_keypoints is not None and draws.has_body is not None:
+        hide = jax.vmap(jnp.multiply)  # points without a score are nowhere
+        clip_keypoints = hide(clip_keypoints, draws.has_body)
+        reference_keypoints = hide(reference_keypoints, draws.has_body)
+    reference = model.encode_reference(
+        params, example.reference_latents, tokens, reference_keypoints
+    )
     bound = model.bind(params, tokens, reference, draws.has_reference)
-    pose_features = model.encode_pose(params, example.skeletons)
+    pose_features = model.encode_pose(params, example.skeletons, clip_keypoints)
     prediction = model.denoise(params, noisy, draws.timesteps, bound, pose_features)
     loss = jnp.mean((prediction - target) ** 2, axis=tuple(range(1, target.ndim)))
     if options.min_snr_gamma:
@@ -295,7 +318,7 @@ def fixed_loss(model, params, batch, number, options, shards: int, size: int) ->
     place = (number * rows + jnp.arange(rows) + 0.5) * GOLDEN_RATIO % 1
     timesteps = (place * model.config.schedule.num_train_timesteps).astype(jnp.int32)
     kept = jnp.ones(rows, bool)
-    draws = draws._replace(timesteps=timesteps, has_image=kept, has_reference=kept)
+    draws = Draws(timesteps, draws.noise, kept, kept)
     return denoising_loss(model, params, example, draws, options)
 
 

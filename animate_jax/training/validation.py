@@ -29,6 +29,7 @@ from animate_jax.parallel.mesh import (
 )
 from animate_jax.training.objective import (
     VALIDATION_SEED,
+    body_keypoints,
     draw_batch,
     encode_references,
     fixed_loss,
@@ -148,7 +149,13 @@ class Validation:
             )
             skeletons = draw_batch(batch["keypoints"], height, width)
             latents = sample_examples(
-                model, params, *references, skeletons, options.steps, options.guidance
+                model,
+                params,
+                *references,
+                skeletons,
+                options.steps,
+                options.guidance,
+                body_keypoints(model, batch),
             )
             flat = latents.reshape(-1, *latents.shape[2:])
             sampled = slices(lambda x: model.decode_latents(params, x), flat)
@@ -160,18 +167,26 @@ class Validation:
 
 
 def sample_examples(
-    model, params, reference_latents, image_tokens, skeletons, steps: int, guidance: float
+    model,
+    params,
+    reference_latents,
+    image_tokens,
+    skeletons,
+    steps: int,
+    guidance: float,
+    keypoints=(None, None),
 ) -> jax.Array:
     """Latents (B, F, h, w, C) of B clips, by DDIM from fixed noise; arguments as in `Example`."""
     rows, frames = skeletons.shape[:2]
     shape = (frames, *reference_latents.shape[1:])
     keys = sample_keys(VALIDATION_SEED, 0, jnp.arange(rows))
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    reference = model.encode_reference(params, reference_latents, image_tokens)
+    clip_keypoints, reference_keypoints = keypoints
+    reference = model.encode_reference(params, reference_latents, image_tokens, reference_keypoints)
     if guidance > 1:
         image_tokens = jnp.concatenate([jnp.zeros_like(image_tokens), image_tokens])
     bound = model.bind(params, image_tokens, reference)
-    pose_features = model.encode_pose(params, skeletons)
+    pose_features = model.encode_pose(params, skeletons, clip_keypoints)
     table = sampling_steps(model.config.schedule, steps, "ddim", 0.0)
     state = noise, jnp.zeros_like(noise)
     known = bound, pose_features, table, np.int32(0), np.float32(guidance), keys[0]

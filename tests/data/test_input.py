@@ -60,6 +60,7 @@ def test_shapes(sources, uninterrupted):
     shapes = {name: (a.shape, a.dtype.name) for name, a in uninterrupted[0].items()}
     assert shapes == {
         "reference": ((4, 32, 32, 3), "uint8"),
+        "reference_keypoints": ((4, 134, 3), "float32"),
         "frames": ((4, 1, 32, 32, 3), "uint8"),
         "keypoints": ((4, 1, 134, 3), "float32"),
         "record": ((4, 3), "int32"),

@@ -89,6 +89,8 @@ def test_frames_and_keypoints_are_those_that_were_chosen(record):
         sample = make_sample(record, config, np.random.default_rng(seed))
         reference, frames = choose_frames(np.ones(5, bool), config, np.random.default_rng(seed))
         np.testing.assert_array_equal(sample["keypoints"], record["keypoints"][frames])
+        expected = record["keypoints"][reference]
+        np.testing.assert_array_equal(sample["reference_keypoints"], expected)
         assert sample["first"] == frames[0]
         rows = [brightest_row(frame) for frame in sample["frames"]]
         np.testing.assert_allclose(rows, 12 + 8 * frames, atol=4)

@@ -11,6 +11,7 @@ import torch
 from moore_layout import write_moore_layout
 from parity import relative_l2
 from PIL import Image
+from small_model import small_model
 from torch_animate_anyone import TorchAnimateAnyone
 
 from animate_jax.config import tiny
@@ -18,6 +19,7 @@ from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError, UserNote
 from animate_jax.inference import sampling
 from animate_jax.inference.pipeline import AnimateAnyonePipeline
+from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.render import draw_skeletons
 from animate_jax.weights.convert import convert_moore
@@ -282,3 +284,47 @@ def test_a_stage_one_model_animates_without_motion_modules(pipeline, reference):
     unet = dataclasses.replace(config.denoising_unet, motion=None)
     model = AnimateAnyonePipeline(dataclasses.replace(config, denoising_unet=unet), pipeline.params)
     assert run(model, reference, 2, steps=1).shape == (2, HEIGHT, WIDTH, 3)
+
+
+@pytest.fixture(scope="module")
+def on_body():
+    """A model that is told where on the body things are."""
+    config, known = small_model(), dict(positions=True, body_places=True)
+    unets = {
+        name: dataclasses.replace(getattr(config, name), **known)
+        for name in ("denoising_unet", "reference_unet")
+    }
+    config = dataclasses.replace(config, **unets)
+    return AnimateAnyonePipeline(config, AnimateAnyone(config).init(0))
+
+
+def test_keypoints_of_the_reference(on_body, pipeline, reference):
+    """They are in its own pixels, reach the model in windows too, and others do without them."""
+    points = np.zeros((6, 134, 3), np.float32)
+    points[:, :14] = np.random.default_rng(4).uniform(5, 60, (6, 14, 3))
+    points[:, :14, 2] = 1
+    own = points[0] + np.float32([8, 0, 0])
+    options = dict(width=WIDTH, height=HEIGHT, steps=2, progress=False, window=4, overlap=1)
+    small = reference.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    out = on_body(small, points, reference_keypoints=own, **options)
+    assert out.shape == (6, HEIGHT, WIDTH, 3)
+    for other in (None, points[0]):
+        assert (
+            np.abs(on_body(small, points, reference_keypoints=other, **options) - out).max() > 0.01
+        )
+    picture = np.asarray(small).repeat(2, 0).repeat(3, 1)
+    placed = (own[:, :2] + 0.5) * [3, 2] - 0.5
+    placed = np.concatenate([placed, own[:, 2:]], 1)
+    larger = on_body(picture, points, reference_keypoints=placed, **options)
+    assert np.abs(larger - out).mean() < 0.01  # but for the resampling
+    drawn = np.asarray(draw_skeletons(points, HEIGHT, WIDTH))
+    unknown = on_body(small, drawn, reference_keypoints=own, **options)
+    expected = on_body(small, points, **options)
+    np.testing.assert_array_equal(unknown, expected)
+
+    plain = pipeline(small, points, **options)
+    np.testing.assert_array_equal(
+        pipeline(small, points, reference_keypoints=own, **options), plain
+    )
+    with pytest.raises(UserError, match="reference's keypoints have shape"):
+        pipeline(small, points, reference_keypoints=points, **options)

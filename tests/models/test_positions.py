@@ -10,8 +10,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from small_model import small_model
 
+from animate_jax.config import UNetConfig
+from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import AnimateAnyone
-from animate_jax.models.attention import TransformerBlock, grid_positions
+from animate_jax.models.attention import Attention, TransformerBlock, grid_positions
 
 
 def test_every_place_has_its_own():
@@ -104,3 +106,110 @@ def test_both_networks_start_near(block):
     assert len(kernels) == 2 * len(blocks) > 12
     for name, kernel in kernels.items():
         np.testing.assert_array_equal(kernel, 3 * np.eye(len(kernel)), err_msg=name)
+
+
+BODY_UNETS = ("reference_unet", "denoising_unet")
+
+
+def with_body_places():
+    config = small_model()
+    known = dict(positions=True, body_places=True)
+    unets = {name: dataclasses.replace(getattr(config, name), **known) for name in BODY_UNETS}
+    return dataclasses.replace(config, **unets)
+
+
+def test_attention_begins_at_the_same_place_of_the_body():
+    """Of two tokens on the body, whose places in picture and chart say opposite things."""
+    chart = jnp.float32([[0.0, 0.1], [0.0, 0.9], [1.2, 0.0], [-0.6, 2.0]])
+    there = jnp.concatenate([chart, jnp.ones((4, 1))], -1)
+    attention = Attention(64, 1, jnp.float32, positions=True, body_places=True)
+    near = {name: {"kernel": 3 * jnp.eye(64)} for name in ("body_q", "body_k", "position_q")}
+
+    def weights(queries, keys):
+        def places(module, own, linear):
+            grid = jnp.asarray(grid_positions(2, 2, 64))
+            return module._places(module.position_q, getattr(module, linear), grid, own)
+
+        q, k = (
+            attention.apply({"params": near}, own, linear, method=places)
+            for own, linear in ((queries, "body_q"), (keys, "body_k"))
+        )
+        return jax.nn.softmax(q @ k.T / 8)
+
+    order = jnp.array([2, 0, 3, 1])
+    assert np.asarray(weights(there, there[order]))[order, range(4)].min() > 0.9
+    # Off the body by place in the picture; neither finds what it is not.
+    off = there * jnp.float32([1, 1, 0])
+    assert np.diagonal(weights(off, off)).min() > 0.9
+    mixed = there * jnp.float32([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 0]])
+    assert np.diagonal(weights(mixed, mixed)).min() > 0.9
+
+
+@pytest.fixture(scope="module")
+def on_body():
+    """A model with body places, and what one clip of it is made from: the reference's person a
+    third to the left of the clip's."""
+    model = AnimateAnyone(with_body_places())
+    params = model.init(0, (*BODY_UNETS, "pose_guider"))
+    keys = jax.random.split(jax.random.key(1), 4)
+    points = np.zeros((134, 3), np.float32)
+    points[[2, 5, 8, 11, 10, 13]] = [(x, y, 1) for y in (8, 24, 44) for x in (38, 46)]
+    moved = points - np.float32([24, 0, 0])
+    return dict(
+        model=model,
+        params=params,
+        picture=jax.random.normal(keys[0], (1, 6, 8, 4)),
+        tokens=jax.random.normal(keys[1], (1, 1, 16)),
+        latents=jax.random.normal(keys[2], (1, 2, 6, 8, 4)),
+        skeletons=jax.random.uniform(keys[3], (1, 2, 48, 64, 3)),
+        points=jnp.asarray(points)[None, None].repeat(2, 1),
+        reference_points=jnp.asarray(moved)[None],
+    )
+
+
+def predict(case, points, reference_points):
+    model, params = case["model"], case["params"]
+    features = model.encode_reference(params, case["picture"], case["tokens"], reference_points)
+    bound = model.bind(params, case["tokens"], features)
+    pose = model.encode_pose(params, case["skeletons"], points)
+    return np.asarray(model.denoise(params, case["latents"], jnp.array([500]), bound, pose)), pose
+
+
+def test_places_on_the_body_reach_every_attention(on_body):
+    out, pose = predict(on_body, on_body["points"], on_body["reference_points"])
+    assert pose.shape == (1, 2, 6, 8, 16 + 3) and 0.1 < (pose[..., -1] > 0).mean() < 0.9
+    unknown, nothing = predict(on_body, None, None)
+    assert not nothing[..., -3:].any()
+    hidden, _ = predict(on_body, 0 * on_body["points"], 0 * on_body["reference_points"])
+    np.testing.assert_allclose(hidden, unknown, atol=1e-5)
+    same_pose, _ = predict(on_body, on_body["points"], on_body["points"][:, 0])
+    for other in (unknown, same_pose):
+        assert np.abs(other - out).max() > 0.01
+    # As many attentions have them as have positions.
+    params = flatten_dict(on_body["params"], sep="/")
+    kernels = [name for name in params if "/body_" in name]
+    assert len(kernels) == len([name for name in params if "/position_" in name]) > 4
+    for name in kernels:
+        np.testing.assert_array_equal(params[name], 3 * np.eye(len(params[name])))
+
+
+def test_rows_with_and_without_reference(on_body):
+    """Guidance: the unconditional half knows the clip's places and no reference."""
+    case = on_body
+    model, params, tokens = case["model"], case["params"], case["tokens"]
+    known = case["points"], case["reference_points"]
+    features = model.encode_reference(params, case["picture"], tokens, known[1])
+    both = model.bind(params, jnp.concatenate([0 * tokens, tokens]), features)
+    pose = model.encode_pose(params, case["skeletons"], known[0])
+    guided = model.guided_denoise(params, case["latents"], 500, both, pose, 2.0)
+    conditional, _ = predict(case, *known)
+    alone = model.bind(params, 0 * tokens)
+    steps = jnp.array([500])
+    unconditional = model.denoise(params, case["latents"], steps, alone, pose)
+    expected = unconditional + 2 * (conditional - unconditional)
+    np.testing.assert_allclose(guided, expected, atol=1e-4)
+
+
+def test_they_need_positions():
+    with pytest.raises(UserError, match="body_places without positions"):
+        UNetConfig(body_places=True)
