@@ -56,6 +56,16 @@ def rows_over_mesh(kernel):
     return run
 
 
+def keep_rows(x: jax.Array) -> jax.Array:
+    """x (B, ...), of which every device holds its rows, whatever XLA would make of it."""
+    sizes = _mesh_sizes()
+    over = _row_axes(x.shape[0], sizes)
+    if not over or all(size == 1 for size in sizes.values()):
+        return x
+    others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(over, *others))
+
+
 def rows_are_split(rows: int) -> bool:
     """Whether a device of the mesh takes fewer rows than all."""
     sizes = _mesh_sizes()

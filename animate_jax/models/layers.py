@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from animate_jax.kernels.dispatch import keep_rows
 from animate_jax.kernels.feed_forward import feed_forward
 from animate_jax.kernels.geglu import Weights
 from animate_jax.kernels.group_norm import group_norm
@@ -127,7 +128,8 @@ class Upsample(nn.Module):
     def __call__(self, x, size: tuple[int, int] | None = None):
         size = size or (2 * x.shape[-3], 2 * x.shape[-2])
         x = _nearest(_nearest(x, size[0], -3), size[1], -2)
-        return convolution(self.channels, 3, self.dtype, name="conv")(x)
+        # XLA would gather the pictures of all devices and give each some of the channels to do.
+        return keep_rows(convolution(self.channels, 3, self.dtype, name="conv")(x))
 
 
 def _nearest(x, size, axis):
