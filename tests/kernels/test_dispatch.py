@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from animate_jax.kernels import attention as kernels
-from animate_jax.kernels.dispatch import by_platform, over_mesh
+from animate_jax.kernels.dispatch import by_platform, keep_rows, over_mesh
+from animate_jax.models.layers import Upsample
 
 
 def lowered(platform, f, *shapes):
@@ -70,3 +71,27 @@ def test_rows_and_heads_over_the_mesh():
 def test_without_a_mesh_the_call_is_direct():
     out = over_mesh(lambda x, *, heads: x * heads, 3)(np.float32(2))
     assert out == 6
+
+
+def test_rows_stay_on_their_devices():
+    """What is compiled is told so, by axes that divide the rows; without a mesh there is nothing
+    to tell."""
+    x = jnp.zeros((4, 3, 2, 2, 8))
+    upsample = Upsample(8, jnp.float32)
+    params = upsample.init(jax.random.key(0), x)
+    lower = jax.jit(upsample.apply).lower
+    assert "sharding_constraint" not in lower(params, x).as_text()
+
+    def told(rows, **axes):
+        mesh = AbstractMesh(
+            tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes)
+        )
+        with jax.sharding.use_abstract_mesh(mesh):
+            text = jax.jit(lambda x: keep_rows(x)).lower(jnp.zeros((rows, 2))).as_text()
+        return [line for line in text.splitlines() if "sharding_constraint" in line]
+
+    (line,) = told(8, data=2, fsdp=4)
+    assert '{"data", "fsdp"}, {?}' in line
+    (line,) = told(6, data=2, fsdp=4)
+    assert '{"data"}, {?}' in line
+    assert told(5, data=2, fsdp=4) == told(8, data=1, fsdp=1) == []
