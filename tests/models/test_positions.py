@@ -14,6 +14,7 @@ from animate_jax.config import UNetConfig
 from animate_jax.errors import UserError
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.attention import Attention, TransformerBlock, grid_positions
+from animate_jax.models.unet import BODY_PLACES
 
 
 def test_every_place_has_its_own():
@@ -185,6 +186,27 @@ def test_places_on_the_body_reach_every_attention(on_body):
     same_pose, _ = predict(on_body, on_body["points"], on_body["points"][:, 0])
     for other in (unknown, same_pose):
         assert np.abs(other - out).max() > 0.01
+    # The denoiser's keys of the reference have them too, at the size of each level.
+    case = on_body
+    features = case["model"].encode_reference(
+        case["params"], case["picture"], case["tokens"], case["reference_points"]
+    )
+    elsewhere = features | {BODY_PLACES: features[BODY_PLACES][:, :, ::-1]}
+    ends = [
+        case["model"].denoise(
+            case["params"],
+            case["latents"],
+            jnp.array([500]),
+            case["model"].bind(case["params"], case["tokens"], found),
+            pose,
+        )
+        for found in (features, elsewhere)
+    ]
+    np.testing.assert_allclose(ends[0], out, atol=1e-5)
+    assert np.abs(ends[1] - out).max() > 1e-3
+    bound = case["model"].bind(case["params"], case["tokens"], features)
+    (places,) = {layer.reference_body_places.shape for layer in bound.values()} - {(1, 12, 3)}
+    assert places == (1, 48, 3)
     # As many attentions have them as have positions.
     params = flatten_dict(on_body["params"], sep="/")
     kernels = [name for name in params if "/body_" in name]
