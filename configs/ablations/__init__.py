@@ -2,7 +2,7 @@
 benchmarks/ trains and compares them all).
 
 The bundled model's networks on 64x64 pixels, of which one frame costs a quarter. Every model sees
-24000 + 8000 frames of the same puppets, whose autoencoder is that of `config.init_from`.
+12000 + 4000 frames of the same puppets, whose autoencoder is that of `config.init_from`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import dataclasses
 from animate_jax.config import to_dict
 from configs import tiny_stage1, tiny_stage2
 
-STAGE1_FRAMES, STAGE2_FRAMES = 24_000, 8_000
+STAGE1_FRAMES, STAGE2_FRAMES = 12_000, 4_000
 
 
 def first_stage(reference="attended", frames=STAGE1_FRAMES):
