@@ -7,7 +7,8 @@ all equal.
 
 Plain XLA has bounded memory: where all scores at once would pass SCORE_BYTES, rows and then queries
 go through in slices, so that a 24-frame clip at 768x768 needs no more memory than a small one. On a
-CPU the slices are such as its caches hold.
+CPU the slices are such as its caches hold. Every device slices its own rows: left to XLA, it would
+gather those of all devices for every slice.
 """
 
 from __future__ import annotations
@@ -48,16 +49,17 @@ def attention(query, key, value, heads: int, reference=None, has_reference=None)
     if _cudnn_supports(query, heads):
         cuda = functools.partial(_attention_cudnn, heads=heads)
     rows = query, key, value, reference, has_reference
-    plain = functools.partial(_attention_plain, heads=heads, score_bytes=SCORE_BYTES)
-    cpu = functools.partial(_attention_plain, heads=heads, score_bytes=CACHE_BYTES)
+    plain, cpu = (
+        over_mesh(functools.partial(_attention_plain, score_bytes=size), heads)
+        for size in (SCORE_BYTES, CACHE_BYTES)
+    )
     return by_platform(plain, *rows, tpu=tpu, cuda=cuda, cpu=cpu)
 
 
 def temporal_attention(query, key, value, heads: int):
     """Self-attention along the frames, one sequence a pixel: (B, F, N, C) thrice -> the same."""
     tpu = over_mesh(temporal.temporal_attention, heads) if temporal.supports(query, heads) else None
-    plain = functools.partial(_temporal_attention_plain, heads=heads)
-    return by_platform(plain, query, key, value, tpu=tpu)
+    return by_platform(over_mesh(_temporal_attention_plain, heads), query, key, value, tpu=tpu)
 
 
 def _cudnn_supports(query, heads):

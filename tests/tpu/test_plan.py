@@ -231,6 +231,31 @@ def test_spread_kernels_are_gathered_before_their_convolution():
     assert run_alone(SPREAD) == ["True False", "False True"]
 
 
+SLICED = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from animate_jax.kernels import attention
+from animate_jax.parallel.mesh import make_mesh
+from animate_jax.tpu.topology import topology_devices
+attention.SCORE_BYTES = 2**20
+mesh = make_mesh({"data": 1, "fsdp": 4}, topology_devices("v5e:2x2"))
+rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+x = jax.ShapeDtypeStruct((8, 1, 1024, 132), jnp.bfloat16, sharding=rows)
+def attend(x):
+    return attention.attention(x, x, x, 1)
+for told in (jax.sharding.AbstractMesh((), ()), mesh.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(told):
+        program = jax.jit(lambda x: attend(x), out_shardings=rows).lower(x).compile()
+    print("all-gather" in program.as_text())
+"""
+
+
+def test_every_device_slices_the_attention_of_its_own_rows():
+    """Where no kernel takes them, as the autoencoder's at 768x768; XLA by itself, shown beside it,
+    gathers all rows, and computes all of them on every device."""
+    assert run_alone(SLICED) == ["True", "False"]
+
+
 def test_a_small_stage_fits_v5e():
     plan = compiled("tests/small_stage1.py", "v5e:2x2", "dtype=bfloat16", "data.batch_size=32")
     assert plan["devices"] == 4 and plan["fits"]
