@@ -36,6 +36,7 @@ def _same(config, reference, frames):
     unet = dataclasses.replace(model.denoising_unet, reference=reference)
     config.model = to_dict(dataclasses.replace(model, denoising_unet=unet, resolution=64))
     config.data.height = config.data.width = 64
+    config.puppets.clips = 1000
     config.steps = frames // (config.data.batch_size * config.data.frames)
     config.validation.videos = 0
     config.loss.timestep_shift = 1.0  # in both stages, so that `joint` minimises the same

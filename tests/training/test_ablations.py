@@ -32,7 +32,7 @@ def test_budget_and_difference(name):
     reference, motion = MODELS[name]
     configs = stages(name)
     frames = [c.steps * c.data.batch_size * c.data.frames for c in configs]
-    assert 0 <= 32_000 - sum(frames) < 2 * 36  # whole steps
+    assert 0 <= 16_000 - sum(frames) < 2 * 36  # whole steps
     assert configs[0].motion == motion
     full = stages("full")
     for config in configs:
