@@ -97,14 +97,14 @@ def _attention_cudnn(query, key, value, reference, has_reference, heads):
 
 def _attention_plain(query, key, value, reference, has_reference, heads, score_bytes):
     batch, frames, tokens, channels = query.shape
-    split = functools.partial(_split_heads, heads=heads)
+    split = functools.partial(_heads_first, heads=heads)
     query = split(query) * (channels // heads) ** -0.5
     key, value = split(key), split(value)
-    keys = key.shape[2]
+    keys = key.shape[-2]
     if reference is not None:
         reference = split(reference[0]), split(reference[1])
         has_reference = jnp.ones(batch, bool) if has_reference is None else has_reference
-        keys += reference[0].shape[1]
+        keys += reference[0].shape[-2]
 
     rows = query, key, value, reference, has_reference
     if 4 * heads * batch * frames * tokens * keys <= score_bytes:
@@ -112,17 +112,22 @@ def _attention_plain(query, key, value, reference, has_reference, heads, score_b
     else:
         block = min(tokens, max(1, score_bytes // (4 * heads * keys)))
         out = jax.lax.map(lambda row: _attend_clip(*row, query_block=block), rows)
-    return out.reshape(batch, frames, tokens, channels)
+    return jnp.swapaxes(out, -3, -2).reshape(batch, frames, tokens, channels)
 
 
 def _split_heads(x, heads):
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def _attend_clip(query, key, value, reference, has_reference, query_block=None):
-    """One clip: query (F, N, H, D), key, value (F, M, H, D), reference None or (R, H, D) twice."""
+def _heads_first(x, heads):
+    """(..., N, C) -> (..., H, N, D)."""
+    return jnp.swapaxes(_split_heads(x, heads), -3, -2)
 
-    def attend(query, key, value):  # (N, H, D), (M, H, D) of one frame
+
+def _attend_clip(query, key, value, reference, has_reference, query_block=None):
+    """One clip: query (F, H, N, D), key, value (F, H, M, D), reference None or (H, R, D) twice."""
+
+    def attend(query, key, value):  # (H, N, D), (H, M, D) of one frame
         scores = _scores(query, key)
         top = scores.max(-1, keepdims=True)
         if reference is not None:
@@ -130,32 +135,63 @@ def _attend_clip(query, key, value, reference, has_reference, query_block=None):
             top = jnp.maximum(top, reference_scores.max(-1, keepdims=True))
         top = jax.lax.stop_gradient(top)  # it cancels, and its gradient would cost as much again
         weights = jnp.exp(scores - top)
-        total = weights.sum(-1)
+        total = weights.sum(-1, keepdims=True)
         out = _weigh(weights, value)
         if reference is not None:
             weights = jnp.exp(reference_scores - top)
-            total = total + weights.sum(-1)
+            total = total + weights.sum(-1, keepdims=True)
             out = out + _weigh(weights, reference[1])
-        return (out / total.T[..., None]).astype(query.dtype)
+        return (out / total).astype(query.dtype)
 
     if query_block is None:
         return jax.vmap(attend)(query, key, value)
 
     def attend_in_blocks(frame):
         query, key, value = frame
-        one = jax.checkpoint(lambda q: attend(q[None], key, value)[0])
-        return jax.lax.map(one, query, batch_size=query_block)
+        one = jax.checkpoint(lambda block: attend(block, key, value))
+        heads, tokens, width = query.shape
+        whole = tokens // query_block * query_block
+        blocks = query[:, :whole].reshape(heads, -1, query_block, width)
+        out = jax.lax.map(one, jnp.swapaxes(blocks, 0, 1))
+        out = jnp.swapaxes(out, 0, 1).reshape(heads, whole, width)
+        if whole == tokens:
+            return out
+        return jnp.concatenate([out, one(query[:, whole:])], 1)
 
     return jax.lax.map(attend_in_blocks, (query, key, value))
 
 
+def _product(x, y, contract):
+    """Of every head, in float32: (H, ., .) twice, contracted along one dimension of each."""
+    numbers = ((contract[0],), (contract[1],)), ((0,), (0,))
+    return jax.lax.dot_general(x, y, numbers, preferred_element_type=jnp.float32)
+
+
+# The scores are the large array. In every product below they stand where their layout is already
+# the one that XLA multiplies in: it would copy them transposed, at half of a CPU's time.
+
+
+@jax.custom_vjp
 def _scores(query, key):
-    return jnp.einsum("nhd,mhd->hnm", query, key, preferred_element_type=jnp.float32)
+    return _product(query, key, (2, 2))
+
+
+def _scores_forward(query, key):
+    return _scores(query, key), (query, key)
+
+
+def _scores_backward(saved, d_scores):
+    query, key = saved
+    d_query = _product(d_scores, key, (2, 1))
+    d_key = jnp.swapaxes(_product(query, d_scores, (1, 1)), 1, 2)
+    return d_query.astype(query.dtype), d_key.astype(key.dtype)
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
 
 
 def _weigh(weights, value):
-    weights = weights.astype(value.dtype)
-    return jnp.einsum("hnm,mhd->nhd", weights, value, preferred_element_type=jnp.float32)
+    return _product(weights.astype(value.dtype), value, (2, 1))
 
 
 def _temporal_attention_plain(query, key, value, heads):

@@ -98,17 +98,25 @@ def encode_batch(model: AnimateAnyone, params, batch, keys, shards: int, size: i
     shards: into how many parts the mesh splits the batch.
     """
     batch_size, frames, height, width, _ = batch["frames"].shape
-
-    def encode_frames(pictures_and_keys):
-        pictures, keys = pictures_and_keys
-        return model.encode_latents(params, _signed(pictures), keys)
-
     frame_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 0), frames))(keys)
-    pictures = batch["frames"].reshape(-1, height, width, 3)
-    latents = in_slices(encode_frames, (pictures, frame_keys.reshape(-1)), shards, size)
+    # References and frames in one call: a second encoder would be compiled as long again.
+    pictures = jnp.concatenate([batch["reference"][:, None], batch["frames"]], 1)
+    picture_keys = jnp.concatenate([frame_keys[:, :1], frame_keys], 1)
+
+    def encode(pictures_and_keys):
+        pictures, keys = pictures_and_keys
+        mean, _, sampled = model.encode(params, _signed(pictures), keys)
+        return mean, sampled
+
+    rows = pictures.reshape(-1, height, width, 3), picture_keys.reshape(-1)
+    mean, sampled = (
+        x.reshape(batch_size, 1 + frames, *x.shape[1:]) * model.config.autoencoder.scaling_factor
+        for x in in_slices(encode, rows, shards, size)
+    )
     return Example(
-        latents.reshape(batch_size, frames, *latents.shape[1:]),
-        *encode_references(model, params, batch["reference"], shards, size),
+        sampled[:, 1:],
+        mean[:, 0],
+        encode_image_tokens(model, params, batch["reference"], shards, size),
         draw_batch(batch["keypoints"], height, width),
         body_keypoints(model, batch),
     )
@@ -121,13 +129,11 @@ def body_keypoints(model: AnimateAnyone, batch):
     return batch["keypoints"], batch["reference_keypoints"]
 
 
-def encode_references(model: AnimateAnyone, params, pictures, shards: int, size: int):
-    """uint8 (B, H, W, 3) -> latents (B, h, w, C) and image tokens (B, 1, E)."""
+def encode_image_tokens(model: AnimateAnyone, params, pictures, shards: int, size: int):
+    """uint8 (B, H, W, 3) -> image tokens (B, 1, E), `size` pictures of each device at a time."""
 
     def encode(pictures):
-        pixels = image_encoder_input(pictures, model.config.image_encoder)
-        latents = model.encode_latents(params, _signed(pictures))
-        return latents, model.encode_image(params, pixels)
+        return model.encode_image(params, image_encoder_input(pictures, model.config.image_encoder))
 
     return in_slices(encode, pictures, shards, size)
 

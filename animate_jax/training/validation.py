@@ -31,7 +31,7 @@ from animate_jax.training.objective import (
     VALIDATION_SEED,
     body_keypoints,
     draw_batch,
-    encode_references,
+    encode_image_tokens,
     fixed_loss,
     in_slices,
     sample_keys,
@@ -140,7 +140,10 @@ class Validation:
             sampled = slices(reconstruct, pictures)
             skeletons = batch["frames"]
         else:
-            references = encode_references(
+            reference_latents = slices(
+                lambda x: model.encode_latents(params, x / 127.5 - 1), batch["reference"]
+            )
+            image_tokens = encode_image_tokens(
                 model,
                 params,
                 batch["reference"],
@@ -151,7 +154,8 @@ class Validation:
             latents = sample_examples(
                 model,
                 params,
-                *references,
+                reference_latents,
+                image_tokens,
                 skeletons,
                 options.steps,
                 options.guidance,
