@@ -163,11 +163,10 @@ def kernel_sums(function, arrays, rows, interpret=False):
     if channels % LANES == 0:
         tiles = channels // LANES
         lanes = LANES * max(n for n in range(1, TILES + 1) if tiles % n == 0)
+    # Fewer channels than LANES take as much memory as LANES.
+    pixel_bytes = block_rows * pl.cdiv(lanes, LANES) * LANES * arrays[0].dtype.itemsize
     block = pixels
-    while (
-        block % (2 * PIXELS) == 0
-        and block * block_rows * lanes * arrays[0].dtype.itemsize > BLOCK_BYTES
-    ):
+    while block % (2 * PIXELS) == 0 and block * pixel_bytes > BLOCK_BYTES:
         block //= 2
     flat = pl.BlockSpec((block_rows, lanes), lambda n, c, p: (n, c))
     totals = pl.pallas_call(

@@ -256,6 +256,27 @@ def test_every_device_slices_the_attention_of_its_own_rows():
     assert run_alone(SLICED) == ["True", "False"]
 
 
+NARROW = """
+import jax, jax.numpy as jnp
+from animate_jax.kernels.group_norm import group_norm
+from animate_jax.parallel.mesh import make_mesh, replicated
+from animate_jax.tpu.topology import topology_devices
+whole = replicated(make_mesh({"data": 1}, topology_devices("v5e:1x1")))
+x, weight = (jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=whole)
+    for shape in ((24, 128, 128, 16), (16,)))
+def total(*x):
+    return group_norm(*x, 4, 1e-5, True).astype(jnp.float32).sum()
+with jax.sharding.use_abstract_mesh(whole.mesh.abstract_mesh):
+    program = jax.jit(jax.grad(total, (0, 1, 2))).lower(x, weight, weight).compile()
+print("picture_sums" in program.as_text())
+"""
+
+
+def test_norms_of_few_channels_fit_a_chips_fast_memory():
+    """Sixteen channels take as much of it as 128: the autoencoder of a small model."""
+    assert run_alone(NARROW) == ["True"]
+
+
 def test_a_small_stage_fits_v5e():
     plan = compiled("tests/small_stage1.py", "v5e:2x2", "dtype=bfloat16", "data.batch_size=32")
     assert plan["devices"] == 4 and plan["fits"]
