@@ -1,15 +1,11 @@
 """Planning for TPUs that are not there."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from compile_for_tpu import compiled, run_alone
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from animate_jax.cli import main
@@ -21,7 +17,6 @@ from animate_jax.tpu.program import Program, read_hlo
 from animate_jax.tpu.topology import topology_name
 from animate_jax.training.config import load_config
 
-ROOT = Path(__file__).parents[2]
 V5E = CHIPS["TPU v5 lite"]
 
 
@@ -169,43 +164,6 @@ def test_messages_inside_fusions_are_counted_once():
     }
 
 
-# In a process of its own, because libtpu's environment is read once.
-COMPILE = """
-import json, sys
-from animate_jax.tpu.plan import plan_sampling, plan_training
-from animate_jax.tpu.topology import topology_devices
-from animate_jax.training.config import load_config
-from tests.small_model import small_model
-config, topology, *overrides = sys.argv[1:]
-devices = topology_devices(topology)
-if config == "sampling":
-    plan = plan_sampling(small_model(), 8, 64, 64, 2, 3.5, devices)
-else:
-    plan = plan_training(load_config(config, overrides), devices)
-print(json.dumps({"devices": plan.devices, "fits": plan.fits, "needed": plan.needed,
-    "parameters": plan.parameters, "optimizer": plan.optimizer, "flops": plan.flops,
-    "seconds": plan.seconds, "messages": plan.program.messages,
-    "kernels": plan.program.kernel_cycles}))
-"""
-
-
-def compiled(*arguments):
-    return json.loads(run_alone(COMPILE, *arguments)[-1])
-
-
-def run_alone(program, *arguments):
-    """Lines that a process of its own writes."""
-    run = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=ROOT,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout.splitlines()
-
-
 SPREAD = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -287,8 +245,8 @@ def test_a_small_stage_fits_v5e():
 
 
 def test_a_v4_chip_is_one_device():
-    plan = compiled("tests/small_stage1.py", "v4:2x2x1", "data.batch_size=8")
-    assert plan["devices"] == 4 and plan["fits"]
+    plan = compiled("sampling", "v4:2x2x1")
+    assert plan["chips"] == 4 and plan["fits"]
 
 
 def test_small_sampling_fits_v6e():
