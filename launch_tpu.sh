@@ -22,7 +22,7 @@ launch_tpu.sh ACTION [--setting VALUE]... [--config.key=value]...
   dry-run ACTION ...   print the commands, run nothing
 
 Settings, also as LAUNCH_ZONE=... or as lines zone=... in a file given with --settings:
-  --name --zone --project --accelerator-type (v5litepod-16) --slices (1) --runtime-version
+  --name --zone --project --accelerator-type (such as v5litepod-16) --slices (1) --runtime-version
   --provisioning spot | on-demand | reserved, or just --spot
   --workdir gs://BUCKET/RUN  --config configs/stage1.py
   --repo URL --ref REF      code; without a URL, the commit REF (HEAD) of this checkout
@@ -102,6 +102,7 @@ read_file() { # lines KEY=VALUE, as data: nothing in them is executed
   [ -r "$1" ] || bad "cannot read $1"
   given=' '
   while IFS= read -r line || [ -n "$line" ]; do
+    line=${line%$'\r'} # of an editor on Windows
     case $line in
       '' | '#'*) ;;
       *=*) assign "${line%%=*}" "${line#*=}" ;;

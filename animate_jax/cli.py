@@ -132,7 +132,7 @@ def _add_animate(command):
     add("--window", type=_positive, help="frames that are denoised together; else 24, or the most")
     add("--overlap", type=int, help="frames that neighbouring windows share; else 4")
     add("--windows", default="tapered", choices=["tapered", "moore"], help="how windows join")
-    add("--initial-noise", metavar="NPY", help="(frames, height / 8, width / 8, channels)")
+    add("--initial-noise", metavar="NPY", help="(frames, height, width, channels) of latents")
     add("--dtype", choices=["float32", "bfloat16"], help="by default float32 on CPU, else bfloat16")
     summary = "reference | skeleton | result, in place of the result or in a file of its own"
     add("--side-by-side", nargs="?", const=True, metavar="FILE", help=summary)

@@ -120,7 +120,7 @@ def _in_tiktok(place, names: Mapping[str, int]) -> list[Video]:
 
 
 def _tiktok_split(folder):
-    """No training sees the videos that DisCo tests on; of the others nothing is said."""
+    """No training sees the videos that DisCo tests on, nor the one after; others go anywhere."""
     return "validation" if re.fullmatch("003(3[5-9]|40)", folder.rsplit("/", 1)[-1]) else None
 
 

@@ -260,13 +260,20 @@ def _case(pair: Pair, clips, size, generate: Generator, seed: int, options) -> C
     (reference,), (own,) = clip_frames(records[pair.reference], [pair.reference_frame], size)
     truth, points = clip_frames(records[pair.truth], pair.numbers, size)
     mask = clip_masks(records[pair.truth], pair.numbers, size)
+    row = {**asdict(pair), "seed": seed}
     if pair.driving != pair.truth:
         # Another body's skeleton; the truth's own is where it should be already.
         points = clip_frames(records[pair.driving], pair.numbers, size)[1]
         sizes = dict.fromkeys(("driving_size", "target_size", "reference_size"), size)
-        points = retarget(points, own, options.retarget, **sizes)
+        try:
+            points = retarget(points, own, options.retarget, **sizes)
+        except UserError as error:  # no reason to lose what was made before
+            points = retarget(points, None, "none", **sizes)
+            note = f"{pair.name}: {error}; its skeletons are left as they are"
+            warnings.warn(note, UserNote, stacklevel=2)
+            row["retarget"] = "none"
     predicted = generate(reference, own, points, seed, truth)
     shown = []
     if options.pictures:
         shown = [reference, np.asarray(draw_skeletons(points, size[1], size[0]))]
-    return {**asdict(pair), "seed": seed}, predicted, truth, mask, shown
+    return row, predicted, truth, mask, shown

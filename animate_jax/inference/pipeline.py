@@ -127,6 +127,7 @@ class AnimateAnyonePipeline:
                 noise, bound, pose_features, table, guidance, key, windows, stochastic=eta > 0
             )
             latents = sample(self.model, denoiser, video, progress=progress)
+            del video, pose_features  # the larger part of what a long video takes of the host
             return _in_chunks(decode, latents, chunk, "decoding", progress)
 
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
@@ -294,15 +295,18 @@ def _reconstruct(model, params, pictures):
 
 def _in_chunks(function, frames, size, description, progress) -> np.ndarray:
     """`function` over slices of `size` frames; the last is filled up, so that it compiles once."""
-    outs = []
+    out = None
     with tqdm(total=len(frames), desc=description, unit="frame", disable=not progress) as bar:
         for start in range(0, len(frames), size):
             part = np.asarray(frames[start : start + size])
             count = len(part)
             part = np.concatenate([part, np.repeat(part[-1:], size - count, 0)])
-            outs.append(np.asarray(function(part))[:count])
+            made = np.asarray(function(part))
+            if out is None:
+                out = np.empty((len(frames), *made.shape[1:]), made.dtype)
+            out[start : start + count] = made[:count]
             bar.update(count)
-    return np.concatenate(outs)
+    return out
 
 
 def picture_array(reference) -> np.ndarray:

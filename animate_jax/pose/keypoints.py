@@ -155,7 +155,7 @@ def load_written_points(path: str | os.PathLike) -> np.ndarray:
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such file; check the path")
     try:
-        written = json.loads(Path(path).read_text(encoding="utf-8"))
+        written = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         places = {name: np.array(place, np.float32) for name, place in written.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'{path}: is not JSON like {{"nose": [64, 30], ...}} ({error})') from error

@@ -167,7 +167,7 @@ def _from_hub(name):
         ) from error
     try:
         return Path(hf_hub_download(DWPOSE_REPOSITORY, name))
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of the network, its own kinds among them
         raise UserError(
             f"cannot download {name} from {DWPOSE_REPOSITORY} on the Hugging Face hub"
             f" ({type(error).__name__}); check the network, or name the file yourself"

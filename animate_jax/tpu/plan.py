@@ -125,7 +125,8 @@ def lower_sampling(
             f" are made in windows of --frames {motion.max_frames} or fewer"
         )
     dtype, model = jnp.bfloat16, AnimateAnyone(model_config, jnp.bfloat16)
-    latents = height // 8, width // 8, model_config.denoising_unet.in_channels
+    smaller = model_config.autoencoder.downscale
+    latents = height // smaller, width // smaller, model_config.denoising_unet.in_channels
     networks = "denoising_unet", "reference_unet"
     params = _cast(shapes_of(model_config, networks), dtype)
     tokens = jax.ShapeDtypeStruct((1, 1, model_config.denoising_unet.cross_attention_dim), dtype)

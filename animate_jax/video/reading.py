@@ -20,6 +20,7 @@ from av.video.reformatter import Colorspace
 from PIL import Image, ImageOps
 
 from animate_jax.errors import UnreadableError, UserError, UserNote
+from animate_jax.video.timing import evenly, frame_rate
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # What says nothing about the file: too many are open, the disk or the network is gone, ...
@@ -30,7 +31,6 @@ _OF_THE_MACHINE = {
 }
 _UNSAID = 2  # FFmpeg's number for a colour space that a file does not tell
 _HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer curves of high dynamic range
-FALLBACK_FPS = 30.0  # for a video file that declares no usable rate
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,19 @@ def image_to_rgb(image: Image.Image) -> np.ndarray:
     """A Pillow picture of any mode -> uint8 (height, width, 3) RGB, upright, alpha over white."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = np.asarray(image, np.float64)
-        # Greyscale beyond 8 bits: floats are in [0, 1] or [0, 255], integers fill 8 or 16 bits.
+        values = np.nan_to_num(np.asarray(image, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        # Greyscale beyond 8 bits: floats are in [0, 1], or a little above, or in [0, 255];
+        # integers fill 8 or 16 bits.
         if image.mode == "F":
-            scale = 255.0 if values.max(initial=0) <= 1 else 1.0
+            scale = 255.0 if values.max(initial=0) <= 2 else 1.0
         elif image.mode == "I" and values.max(initial=0) <= 255:
             scale = 1.0
         else:
             scale = 255.0 / 65535.0
         grey = np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):
+            grey[values == clear] = 255
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -96,13 +100,14 @@ def probe_video(path: str | os.PathLike, *, default_fps: float = 8.0) -> VideoIn
     first = next(read_frames(path, limit=1))
     with _open(path) as container:
         stream = container.streams.video[0]
-        fps = _frame_rate(container, stream)
         seconds = 0.0
         if stream.duration and stream.time_base:
             seconds = float(stream.duration * stream.time_base)
         elif container.duration:
             seconds = container.duration / av.time_base
-        frames = stream.frames or round(seconds * fps)
+        declared = stream.frames
+        fps, even = frame_rate(container, stream)
+        frames = declared if declared and even else round(seconds * fps)
     return VideoInfo(first.shape[1], first.shape[0], fps, max(int(frames), 1))
 
 
@@ -112,9 +117,10 @@ def read_frames(
     """Yields uint8 (height, width, 3) RGB frames 0, stride, 2 * stride, ... and at most `limit`.
 
     `path` is a video file, or a directory of pictures in natural order (frame2 before frame10),
-    which must all have one size. Frames are decoded as they are asked for. A file that breaks off
-    yields the frames before the break. Raises UserError when the path is missing, when it holds no
-    picture stream, or when not a single frame can be decoded.
+    which must all have one size. Of a video whose frames are not evenly spaced in time they are
+    those of an even rate, that of `probe_video`. Frames are decoded as they are asked for. A file
+    that breaks off yields the frames before the break. Raises UserError when the path is missing,
+    when it holds no picture stream, or when not a single frame can be decoded.
     """
     path = Path(path)
     if stride < 1:
@@ -150,10 +156,17 @@ def _read_file(path, stride):
     with _open(path) as container:
         if not container.streams.video:
             raise UnreadableError(f"{path}: has no pictures, only other streams; choose a video")
+        fps, even = frame_rate(container, container.streams.video[0])
+    with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        frames = _decoded(path, container, stream, failures)
+        if not even:
+            note = f"{path}: frames are not evenly spaced in time; read as {fps:g} a second"
+            warnings.warn(note, UserNote, stacklevel=2)
+            frames = evenly(frames, fps)
         size = turn = None
-        for frame in itertools.islice(_decoded(path, container, stream, failures), 0, None, stride):
+        for frame in itertools.islice(frames, 0, None, stride):
             try:
                 if size is None:
                     size, turn = _square_pixel_size(frame, stream), _turn(frame)
@@ -239,16 +252,6 @@ def natural_key(name: str) -> tuple:
     """Sorts names as people count: frame2 before frame10."""
     parts = re.split(r"(\d+)", name.lower())
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], name
-
-
-def _frame_rate(container, stream):
-    if container.format.name == "gif" and stream.frames and stream.duration:
-        # Durations of GIF frames vary to meet a rate on average; FFmpeg looks at the first few.
-        return float(stream.frames / (stream.duration * stream.time_base))
-    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
-        if rate and 0.1 <= rate <= 1000:
-            return float(rate)
-    return FALLBACK_FPS
 
 
 def _square_pixel_size(frame, stream):

@@ -226,6 +226,22 @@ def test_only_skeletons_of_others_are_retargeted(puppets, tmp_path, monkeypatch)
     np.testing.assert_array_equal(driven[0][1], poses["000003"])
     sizes = dict.fromkeys(("driving_size", "target_size", "reference_size"), (96, 128))
     np.testing.assert_array_equal(driven[1][1], retarget(poses["000000"], own, "scale", **sizes))
+    assert "retarget" not in report["clips"][1]
+
+
+def test_a_reference_that_nothing_fits_costs_no_report(puppets, tmp_path, monkeypatch, capsys):
+    def unfit(points, own, mode, **sizes):
+        if mode == "none":
+            return retarget(points, own, mode, **sizes)
+        raise UserError("the reference shows nobody")
+
+    monkeypatch.setattr("animate_jax.commands.evaluate.retarget", unfit)
+    line = {"name": "other", "reference": "000001", "driving": "000000", "truth": "000001"}
+    (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [line | {"frames": 2}]}))
+    options = "--baseline", "copy", "--data", puppets, "--pairs-file", tmp_path / "pairs.json"
+    code, report = evaluate(tmp_path / "report.json", *options)
+    assert code == 0 and report["clips"][0]["retarget"] == "none"
+    assert "other: the reference shows nobody; its skeletons" in capsys.readouterr().err
 
 
 def test_protocols_are_complete_and_apply(puppets, tmp_path, capsys):

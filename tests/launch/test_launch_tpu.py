@@ -576,6 +576,15 @@ def test_settings_are_data_and_later_sources_win(cloud):
     cloud.launch("create", "--settings", str(file), code=2)
 
 
+def test_settings_with_the_line_ends_of_windows(cloud):
+    file = cloud.folder / "settings"
+    lines = "name=dance", "zone=us-west4-a", "", "project=mine", "accelerator_type=v4-16", ""
+    file.write_bytes("\r\n".join(lines).encode())
+    cloud.launch("create", "--settings", str(file))
+    (call,) = cloud.calls("create")
+    assert {"--zone=us-west4-a", "--project=mine", "--accelerator-type=v4-16"} < set(call)
+
+
 def test_help(cloud):
     assert cloud.launch().out() == cloud.launch("help").out()
     assert "dry-run ACTION" in cloud.launches[0].out()

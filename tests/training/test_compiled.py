@@ -1,5 +1,7 @@
 """Programs compiled beforehand are those that training and sampling ask for."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -42,8 +44,16 @@ def test_training_starts_with_what_was_planned(programs, records, tmp_path, monk
     assert list(programs.glob("jit_step-*-cache")) == [planned]
 
 
-def test_sampling_starts_with_what_was_planned(programs, tmp_path):
+@pytest.mark.parametrize("downscale", [8, 4])
+def test_sampling_starts_with_what_was_planned(programs, tmp_path, downscale):
     config = small_model()
+    channels = config.autoencoder.block_out_channels[: {8: 4, 4: 3}[downscale]]
+    autoencoder = dataclasses.replace(config.autoencoder, block_out_channels=channels)
+    config = dataclasses.replace(config, autoencoder=autoencoder)
+    if downscale != 8:
+        guider = dataclasses.replace(config.pose_guider, channels=config.pose_guider.channels[:3])
+        config = dataclasses.replace(config, pose_guider=guider)
+    assert config.autoencoder.downscale == downscale
     save_model(tmp_path / "model", config, AnimateAnyone(config).init(0).items())
     pipeline = AnimateAnyonePipeline.from_pretrained(tmp_path / "model", "bfloat16")
     size = {"width": 64, "height": 64}

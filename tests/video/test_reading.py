@@ -30,6 +30,19 @@ def encode(path, pictures, *, rate=25, rotation=0, hflip=False, aspect=None):
         container.mux(stream.encode())
 
 
+def encode_at(path, pictures, milliseconds):
+    """Each picture with its own time."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1000, options={"crf": "10", "bf": "2"})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 1000)
+        for picture, time in zip(pictures, milliseconds, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
 def counting_clip(frames=10, height=32, width=48):
     return np.stack([np.full((height, width, 3), 20 * i, np.uint8) for i in range(frames)])
 
@@ -248,3 +261,40 @@ def test_files_that_are_no_videos_are_named(tmp_path):
             next(read_frames(tmp_path / name))
         with pytest.raises(UserError, match=words):
             probe_video(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_uneven_frames_are_read_as_they_are_shown(tmp_path, suffix):
+    """Five frames at 25 a second, one that stays for 0.2 s, four more; before, all lasted alike."""
+    path = tmp_path / f"phone.{suffix}"
+    times = [0, 40, 80, 120, 160, 360, 400, 440, 480, 520]
+    encode_at(path, counting_clip(), times)
+    with pytest.warns(UserNote, match="not evenly spaced in time; read as 25 a second"):
+        shown = grey_levels(read_frames(path))
+    assert shown == [0, 1, 2, 3, 4, 4, 4, 4, 4, 5, 6, 7, 8, 9]
+    assert probe_video(path).fps == 25 and abs(probe_video(path).frames_hint - 14) <= 1
+    assert grey_levels(read_frames(path, stride=4)) == [0, 4, 4, 8]
+
+
+def test_a_rate_that_is_not_declared_is_that_of_the_frames(tmp_path):
+    """Browsers write such: times in whole milliseconds and no rate. Small jitter is left alone."""
+    path = tmp_path / "browser.mkv"
+    encode_at(path, counting_clip(12), [round(1000 * i / 30) + i % 2 for i in range(12)])
+    assert grey_levels(read_frames(path)) == list(range(12))
+    assert abs(probe_video(path).fps - 30) < 0.2
+
+
+def test_a_long_pause_is_cut(tmp_path):
+    """A broken clock must not make a video endless."""
+    path = tmp_path / "pause.mkv"
+    times = [0, 40, 80, 120, 160, 3_600_000, 3_600_040, 3_600_080, 3_600_120, 3_600_160]
+    encode_at(path, counting_clip(), times)
+    assert len(grey_levels(read_frames(path))) == 4 + 10 * 25 + 5
+
+
+def test_rare_greyscale_is_not_black(tmp_path):
+    over = Image.fromarray(np.array([[0, 0.5, 1.2, np.nan]], np.float32))
+    assert image_to_rgb(over)[0, :, 0].tolist() == [0, 128, 255, 0]
+    see_through = Image.fromarray(np.array([[0, 32896]], np.uint16))
+    see_through.save(tmp_path / "grey.png", transparency=0)
+    assert read_image(tmp_path / "grey.png")[0, :, 0].tolist() == [255, 128]
