@@ -127,7 +127,7 @@ def _initial_noise(path):
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not a .npy file of noise ({error})") from error
     if not isinstance(noise, np.ndarray) or noise.ndim != 4 or noise.dtype.kind not in "fiu":
-        raise UserError(f"{path}: not a .npy file of noise (frames, height / 8, width / 8, 4)")
+        raise UserError(f"{path}: not a .npy file of noise (frames, height, width, channels)")
     return noise
 
 

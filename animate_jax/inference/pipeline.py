@@ -84,7 +84,7 @@ class AnimateAnyonePipeline:
             with them, and with a motion of keypoints; others have no use for them.
         guidance: classifier-free guidance, by default what suits the model; 1 or less computes no
             unconditional prediction.
-        initial_noise: (frames, height / 8, width / 8, 4), in place of noise from `seed`.
+        initial_noise: (frames, h, w, channels) of latents, in place of noise from `seed`.
         window, overlap, windows: videos longer than `window` frames are sampled in overlapping
             windows, see `inference.windows.make_windows`; by default windows of 24 frames, or of
             as many as the motion modules know, that share 4.
