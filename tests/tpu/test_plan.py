@@ -244,6 +244,17 @@ def test_a_small_stage_fits_v5e():
     assert "picture_sums" in plan["kernels"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config, topology", [("tiny_stage1.py", "v5e:1x1"), ("tiny_stage2.py", "v6e:1x1")]
+)
+def test_stages_of_the_bundled_model_fit(config, topology):
+    plan = compiled(f"configs/{config}", topology, "dtype=bfloat16")
+    assert plan["fits"] and plan["parameters"] + plan["optimizer"] < plan["needed"] < 2**30
+    assert plan["flops"] > 1e11 and 0 < plan["seconds"] < 0.1
+    assert not plan["messages"] and "picture_sums" in plan["kernels"]
+
+
 def test_a_v4_chip_is_one_device():
     plan = compiled("sampling", "v4:2x2x1")
     assert plan["chips"] == 4 and plan["fits"]
