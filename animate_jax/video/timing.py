@@ -1,5 +1,6 @@
 """When a video's frames are shown: phones and screen recorders do not space them evenly."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 
 import av
@@ -36,12 +37,10 @@ def frame_rate(container, stream) -> tuple[float, bool]:
 def _shown(container, stream):
     """Seconds at which frames are shown, each once, in order."""
     times = set()
-    try:
+    with contextlib.suppress(av.FFmpegError, ValueError):  # where it breaks off, decoding says so
         for packet in container.demux(stream):
             if packet.size and packet.pts is not None:
                 times.add(float(packet.pts * stream.time_base))
-    except (av.FFmpegError, ValueError):
-        pass  # the file breaks off; who decodes it says so
     return np.array(sorted(times))
 
 
