@@ -1,16 +1,19 @@
 """The autoencoder's loss term by term, and the quiet latents that its training begins with."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_model import small_model
 
 from animate_jax.models.animate_anyone import AnimateAnyone
+from animate_jax.parallel.mesh import make_mesh
 from animate_jax.training import objective
 from animate_jax.training.objective import (
     DenoisingLoss,
     ReconstructionLoss,
     draw_randomness,
+    encode_batch,
     reconstruction_loss,
 )
 
@@ -97,3 +100,29 @@ def test_shifted_timesteps_have_the_quantiles_of_the_formula(model, shift):
     share = np.linspace(0.1, 0.9, 9)
     expected = 1000 * shift * share / (1 + (shift - 1) * share)
     np.testing.assert_allclose(np.quantile(timesteps, share), expected, atol=12)
+
+
+def test_references_are_encoded_as_their_mean_and_frames_sampled(model):
+    """As sampling encodes references; frames as Stable Diffusion was trained. In slices too."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "reference": rng.integers(0, 256, (2, 16, 16, 3), np.uint8),
+        "frames": rng.integers(0, 256, (2, 3, 16, 16, 3), np.uint8),
+        "keypoints": np.zeros((2, 3, 134, 3), np.float32),
+    }
+    params = model.init(0, ("autoencoder", "image_encoder"))
+    keys = jax.random.split(jax.random.key(5), 2)
+    encode = jax.jit(model.encode_latents)
+    references = encode(params, batch["reference"] / np.float32(127.5) - 1)
+    frame_keys = [jax.random.split(jax.random.fold_in(key, 0), 3) for key in keys]
+    pictures = batch["frames"].reshape(6, 16, 16, 3) / np.float32(127.5) - 1
+    frames = encode(params, pictures, jnp.concatenate(frame_keys)).reshape(2, 3, 2, 2, 4)
+    mean = encode(params, pictures).reshape(frames.shape)
+    assert np.abs(frames - mean).mean() > 0.005
+    for size in (8, 2):
+        with jax.set_mesh(make_mesh({"data": 1}, jax.devices()[:1])):
+            example = jax.jit(encode_batch, static_argnums=(0, 4, 5))(
+                model, params, batch, keys, 1, size
+            )
+        np.testing.assert_allclose(example.reference_latents, references, atol=1e-5)
+        np.testing.assert_allclose(example.latents, frames, atol=1e-5)
