@@ -12,8 +12,7 @@ def get_config():
     config.learned = (r"^denoising_unet/", r"^reference_unet/", r"^pose_guider/")
     config.data.height = config.data.width = 768
     config.data.batch_size = 64
-    config.encode_pictures = 4  # of this size
-    config.remat = "kernels"  # as "full" but on TPUs
+    config.remat = "convolutions"
     config.mesh.fsdp = -1
     config.mesh.data = 1
     return config

@@ -29,7 +29,11 @@ from animate_jax.models.motion import MotionModule
 BODY_PLACES = "body_places"  # among the features of a reference
 
 # What policies of our own keep: results that a TPU's kernels name.
-KEPT = {"attention": (ATTENTION,), "kernels": (ATTENTION, BLOCK)}
+KEPT = {
+    "attention": (ATTENTION,),
+    "kernels": (ATTENTION, BLOCK),
+    "convolutions": (ATTENTION, BLOCK),
+}
 REMAT_POLICIES = (
     "none",
     "full",
@@ -44,7 +48,8 @@ def rematerialised(module: type[nn.Module], policy: str) -> type[nn.Module]:
 
     "none" keeps everything; "full" keeps the inputs and computes the rest again; "attention" also
     keeps what a TPU's kernel for attention over space gave, "kernels" what those for attention over
-    time and for feed-forwards gave too; the others are those of jax.checkpoint_policies.
+    time and for feed-forwards gave too, "convolutions" what convolutions gave besides, on any
+    device; the others are those of jax.checkpoint_policies.
     """
     if policy == "none":
         return module
@@ -56,8 +61,15 @@ def checkpoint_policy(policy: str):
     if policy not in REMAT_POLICIES:
         raise ValueError(f"there is no remat policy {policy!r}; choose one of {REMAT_POLICIES}")
     if policy in KEPT:
-        return jax.checkpoint_policies.save_only_these_names(*KEPT[policy])
+        named = jax.checkpoint_policies.save_only_these_names(*KEPT[policy])
+        if policy != "convolutions":
+            return named
+        return jax.checkpoint_policies.save_from_both_policies(named, _is_convolution)
     return None if policy == "full" else getattr(jax.checkpoint_policies, policy)
+
+
+def _is_convolution(primitive, *_, **__) -> bool:
+    return primitive is jax.lax.conv_general_dilated_p
 
 
 class Level(nn.Module):

@@ -266,7 +266,7 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-REMATS = "none", "kernels", "attention", "full"
+REMATS = "none", "convolutions", "kernels", "attention", "full"
 
 
 def sweep(config: ConfigDict, devices: Sequence[jax.Device]) -> Iterator[tuple[list[str], Plan]]:
