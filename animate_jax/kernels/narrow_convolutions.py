@@ -58,11 +58,13 @@ def _convolve(x, layer, stride):
 
 
 def _convolve_few(x, layer, stride):
-    """The same by another name, for a TPU: a third dimension of one pixel, which is the one that XLA
-    would cut pictures along, at length, where a device has fewer than eight."""
+    """The same for a TPU: the last dimension is a third one of a single pixel, for XLA cuts the
+    last in eight, and moves the pieces about at length, where a device has fewer pictures."""
     x, kernel = x[:, :, :, None], layer.kernel[:, :, None]
     padding, numbers = ((1, 1), (1, 1), (0, 0)), ("NHWDC", "HWDIO", "NHWDC")
-    y = jax.lax.conv_general_dilated(x, kernel, (stride, stride, 1), padding, dimension_numbers=numbers)
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride, 1), padding, dimension_numbers=numbers
+    )
     return jax.nn.silu(y[:, :, :, 0] + layer.bias)
 
 

@@ -256,6 +256,9 @@ def describe(plan: Plan) -> str:
             f" {kernels / 1e6:.1f} M: {plan.seconds * 1e3:.0f} ms,"
             f" {100 * plan.share_of_peak:.0f} % of peak",
         ]
+        if program.without_estimate:
+            missing = program.without_estimate
+            lines.append(f"  without {missing} operations, of which the compiler says nothing")
         lines += [
             f"  {name} x{count}: {size / GIB:.3f} GiB"
             for name, (count, size) in sorted(program.messages.items())

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import math
 import re
+import typing
 
 from animate_jax.parallel.chips import Chip
 
@@ -21,6 +22,7 @@ CALLED = re.compile(
 )
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+NO_ESTIMATE = 2**62  # at least; 2**63 - 1 stands where the compiler has none, as happens for v5p
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 LIMIT = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
 CONDITION = re.compile(r"condition=%?([\w.\-]+)")
@@ -44,6 +46,7 @@ class Program:
     xla_cycles: float
     kernel_cycles: dict[str, float]
     messages: dict[str, tuple[int, int]]  # of each collective: how many, bytes
+    without_estimate: int = 0  # operations that count as nothing, for the compiler gives none
 
     @property
     def memory(self) -> int:
@@ -61,22 +64,29 @@ class Program:
 def read_program(compiled, chip: Chip) -> Program:
     """Of what `jax.stages.Lowered.compile` returned for a TPU."""
     memory = compiled.memory_analysis()
-    cycles, kernels, messages = read_hlo(compiled.as_text(), chip)
+    estimates = read_hlo(compiled.as_text(), chip)
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Program(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         max(outputs, 0),
-        cycles,
-        kernels,
-        messages,
+        *estimates,
     )
 
 
-def read_hlo(text: str, chip: Chip):
-    """Optimized HLO -> XLA's cycles, those of kernels by name, collectives by name."""
+class Estimates(typing.NamedTuple):
+    """As Program has them."""
+
+    xla_cycles: float
+    kernel_cycles: dict[str, float]
+    messages: dict[str, tuple[int, int]]
+    without_estimate: int
+
+
+def read_hlo(text: str, chip: Chip) -> Estimates:
+    """Of optimized HLO."""
     runs, inside_fusions = _runs(text), _runs(text, fusions=True)
-    cycles, kernels = 0.0, collections.Counter()
+    cycles, kernels, unknown = 0.0, collections.Counter(), 0
     sent, name, times = {}, None, 0
     for number, line in enumerate(text.splitlines()):
         if found := COMPUTATION.match(line):
@@ -96,7 +106,11 @@ def read_hlo(text: str, chip: Chip):
         if not times:
             continue
         if found := CYCLES.search(line):
-            cycles += times * int(found.group(1))
+            estimate = int(found.group(1))
+            if estimate < NO_ESTIMATE:
+                cycles += times * estimate
+            else:
+                unknown += times
         if 'custom_call_target="tpu_custom_call"' in line:
             kernel, needed = kernel_cycles(line, chip)
             kernels[kernel] += times * needed
@@ -104,7 +118,7 @@ def read_hlo(text: str, chip: Chip):
     for kind, times, size in sent.values():
         count, total = messages[kind]
         messages[kind] = count + times, total + times * size
-    return cycles, dict(kernels), dict(messages)
+    return Estimates(cycles, dict(kernels), dict(messages), unknown)
 
 
 def _runs(text, fusions=False):

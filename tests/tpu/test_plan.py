@@ -104,8 +104,8 @@ metadata={op_name="jit(f)/feed_forward/pallas_call"}
 
 
 def test_loops_kernels_and_messages_are_counted():
-    cycles, kernels, messages = read_hlo(HLO, V5E)
-    assert cycles == 7 * 100 + 5
+    cycles, kernels, messages, without_estimate = read_hlo(HLO, V5E)
+    assert without_estimate == 0 and cycles == 7 * 100 + 5
     assert kernels["feed_forward"] == pytest.approx(24 * 1024 * 320**2 / 97e3)
     assert messages == {"all-gather": (7, 7 * 32)}
 
@@ -130,8 +130,16 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 """
 
 
+def test_operations_without_an_estimate_are_counted_apart():
+    estimates = read_hlo(HLO.replace('"100"', f'"{2**63 - 1}"'), V5E)
+    assert estimates.without_estimate == 7 and estimates.xla_cycles == 5
+    program = dataclasses.replace(fake_plan(fits=True).program, without_estimate=7)
+    said = describe(dataclasses.replace(fake_plan(fits=True), program=program))
+    assert "without 7 operations" in said and "without" not in describe(fake_plan(fits=True))
+
+
 def test_loops_that_only_their_condition_counts_and_branches():
-    assert read_hlo(COUNTED, V5E)[0] == 2 * 6 * 10
+    assert read_hlo(COUNTED, V5E).xla_cycles == 2 * 6 * 10
 
 
 MESSAGES = """
@@ -156,7 +164,7 @@ ENTRY %main (p: bf16[8,4]) -> bf16[8,16] {
 
 
 def test_messages_inside_fusions_are_counted_once():
-    *_, messages = read_hlo(MESSAGES, V5E)
+    messages = read_hlo(MESSAGES, V5E).messages
     assert messages == {
         "all-gather": (1, 2 * 8 * 16),
         "all-reduce": (1, 4 * (8 + 16)),
@@ -252,7 +260,7 @@ def total(layers, x):
 for pictures in 4, 8:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         program = jax.jit(jax.grad(total)).lower(layers, array(pictures, 192, 192, 16)).compile()
-    print(read_hlo(program.as_text(), chip_of(mesh.devices.flat[0]))[0])
+    print(read_hlo(program.as_text(), chip_of(mesh.devices.flat[0])).xla_cycles)
 """
 
 
