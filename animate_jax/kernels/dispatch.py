@@ -11,7 +11,7 @@ import jax
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, PartitionSpec
 
-FAST_MEMORY = 64 * 2**20  # of the smallest TPU since v5
+FAST_MEMORY = 64 * 2**20  # of the smallest TPU since v5; v4 has a quarter
 ROW_AXES = "data", "fsdp"
 HEAD_AXIS = "tensor"
 
@@ -31,6 +31,11 @@ def fast_memory() -> int:
         return pltpu.get_tpu_info().vmem_capacity_bytes
     except ValueError:
         return FAST_MEMORY
+
+
+def reserve() -> int:
+    """Bytes of it that a kernel leaves to what the compiler keeps there."""
+    return min(8 * 2**20, fast_memory() // 4)
 
 
 def rows_over_mesh(kernel):

@@ -24,11 +24,12 @@ from animate_jax.kernels.dispatch import (
     axis_size,
     by_platform,
     fast_memory,
+    reserve,
     rows_over_mesh,
 )
 from animate_jax.kernels.feed_forward_gradient import gradient
 from animate_jax.kernels.geglu import Weights, block_of, gelu_and_slope, piece_of
-from animate_jax.kernels.parts import BLOCK, LANES, RESERVE, multiply, normalise
+from animate_jax.kernels.parts import BLOCK, LANES, multiply, normalise
 
 
 def feed_forward(x: jax.Array, weights: Weights, eps: float = 1e-5) -> jax.Array:
@@ -92,7 +93,7 @@ def _memory(block, weights):
     piece, wide = piece_of(weights), -(-channels // LANES) * LANES
     moved = (2 * block * wide + 3 * piece * wide) * item
     kept = block * (wide * (4 + item) + 4 * 4 * piece)
-    return 2 * moved + kept + RESERVE
+    return 2 * moved + kept + reserve()
 
 
 @functools.partial(jax.jit, static_argnames=("eps", "interpret"))

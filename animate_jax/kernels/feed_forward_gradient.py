@@ -21,12 +21,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from animate_jax.kernels.dispatch import fast_memory
+from animate_jax.kernels.dispatch import fast_memory, reserve
 from animate_jax.kernels.geglu import Weights, block_of, gelu_and_slope, piece_of
 from animate_jax.kernels.parts import (
     COLUMNS_BY_COLUMNS,
     LANES,
-    RESERVE,
     ROWS_BY_ROWS,
     multiply,
     normalise,
@@ -60,7 +59,7 @@ def _memory(block, weights, kept):
     piece, wide = piece_of(weights), -(-channels // LANES) * LANES
     moved = (3 * block * wide + 3 * piece * wide) * item
     hidden = 7 * 4 * block * piece
-    return 2 * moved + block * wide * item + hidden + kept(block, piece, wide, item) + RESERVE
+    return 2 * moved + block * wide * item + hidden + kept(block, piece, wide, item) + reserve()
 
 
 def _kept_tokens(block, piece, wide, item):

@@ -8,7 +8,6 @@ from jax.experimental import pallas as pl
 
 LANES = 128
 TILES_AT_ONCE = 3  # of LANES channels
-RESERVE = 8 * 2**20  # bytes of fast memory for what the compiler keeps there
 # Names by which a backward pass may keep results, in place of computing them again.
 ATTENTION, BLOCK = "attention", "block"
 ROWS_BY_COLUMNS = ((1,), (0,)), ((), ())  # a b

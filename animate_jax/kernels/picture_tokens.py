@@ -26,12 +26,12 @@ from animate_jax.kernels.dispatch import (
     axis_size,
     by_platform,
     fast_memory,
+    reserve,
     rows_over_mesh,
 )
 from animate_jax.kernels.parts import (
     COLUMNS_BY_COLUMNS,
     LANES,
-    RESERVE,
     in_loop,
     lanes,
     multiply,
@@ -127,7 +127,7 @@ def _memory(block, x):
     """Bytes of fast memory: what is moved is there twice, the weights or their gradient once."""
     wide, item = -(-x.shape[-1] // LANES) * LANES, x.dtype.itemsize
     rows = PICTURES[0] * block * wide
-    return (2 * 3 * item + 3 * 4) * rows + 4 * wide * wide + RESERVE
+    return (2 * 3 * item + 3 * 4) * rows + 4 * wide * wide + reserve()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -20,12 +20,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from animate_jax.kernels.dispatch import fast_memory
+from animate_jax.kernels.dispatch import fast_memory, reserve
 from animate_jax.kernels.parts import (
     COLUMNS_BY_COLUMNS,
     COLUMNS_BY_ROWS,
     LANES,
-    RESERVE,
     multiply,
     normalise,
     normalise_gradient,
@@ -129,7 +128,7 @@ def _memory(block, x):
     wide, item = _up(x.shape[3], LANES), x.dtype.itemsize
     moved = 5 * block * wide * item
     kept = block * wide * item + 3 * wide * wide * item
-    return 2 * moved + kept + 4 * 4 * block * wide + RESERVE
+    return 2 * moved + kept + 4 * 4 * block * wide + reserve()
 
 
 @functools.partial(jax.jit, static_argnames=("eps", "interpret"))

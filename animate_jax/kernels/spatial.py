@@ -29,8 +29,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from animate_jax.kernels.dispatch import fast_memory
-from animate_jax.kernels.parts import ATTENTION, LANES, RESERVE, ROWS_BY_ROWS, multiply
+from animate_jax.kernels.dispatch import fast_memory, reserve
+from animate_jax.kernels.parts import ATTENTION, LANES, ROWS_BY_ROWS, multiply
+from animate_jax.kernels.plain_attention import SCORE_BYTES, plain_attention
 
 BLOCKS = 1024, 512, 256, 128  # of tokens
 KEY_BLOCK = 512
@@ -38,13 +39,15 @@ LOG2_E = math.log2(math.e)
 
 
 def supports(query, key, heads: int, reference=None) -> bool:
-    """Whether the kernels take query (B, F, N, C) and key (B, F, M, C) of this shape and type."""
+    """Whether the kernels take query (B, F, N, C) and key (B, F, M, C) of this shape and type.
+
+    The gradient of what they take is plain where a chip's fast memory is too small for it.
+    """
     if query.shape[-1] % (8 * heads) or query.dtype not in (jnp.bfloat16, jnp.float32):
         return False
     if query.shape[2] < LANES or key.shape[2] < LANES:
         return False
-    needed = plan_of(query, key, reference, heads).memory(backward=True)
-    return needed + RESERVE <= fast_memory()
+    return plan_of(query, key, reference, heads).fits(backward=False)
 
 
 def attention(query, key, value, reference=None, has_reference=None, *, heads, interpret=False):
@@ -90,6 +93,8 @@ def _with_residuals(query, key, value, reference, has_reference, plan, interpret
 
 def _gradient(plan, interpret, residuals, cotangent):
     (query, key, value, reference, has_reference), out, log_sums = residuals
+    if not plan.fits(backward=True):
+        return _plain_gradient(*residuals[0], cotangent, plan)
     if has_reference is None:
         inputs = query, key, value, None, None, out, log_sums, cotangent
         return *_run_backward(*inputs, plan, interpret), None, None
@@ -103,6 +108,29 @@ def _gradient(plan, interpret, residuals, cotangent):
 
 
 _attention.defvjp(_with_residuals, _gradient)
+
+
+def _plain_gradient(query, key, value, reference, has_reference, cotangent, plan):
+    """Of turned arrays, whose padding is cut off first."""
+    own, *others = plan.lengths
+
+    def plain(query, key, value, reference):
+        query = jnp.swapaxes(query, -1, -2)
+        key, value = (jnp.swapaxes(x[..., :own], -1, -2) for x in (key, value))
+        shown = None
+        if reference is not None:
+            alone = ((query.shape[0] - reference[0].shape[0], 0), (0, 0), (0, 0))
+            reference = [
+                jnp.pad(jnp.swapaxes(x[..., : others[0]], -1, -2), alone) for x in reference
+            ]
+            shown = has_reference > 0
+        out = plain_attention(query, key, value, reference, shown, plan.heads, SCORE_BYTES)
+        return jnp.swapaxes(out, -1, -2)
+
+    gradients = jax.vjp(plain, query, key, value, reference)[1](cotangent)
+    if has_reference is None:
+        return *gradients, None
+    return *gradients, np.zeros(has_reference.shape, jax.dtypes.float0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,13 +175,21 @@ class Plan:
         scores = 4 * self.queries * KEY_BLOCK
         return 2 * moved + kept + (6 if backward else 4) * scores
 
+    def fits(self, backward: bool) -> bool:
+        """Whether the fast memory has room for it."""
+        return self.memory(backward) + reserve() <= fast_memory()
+
 
 def plan_of(query, key, reference, heads) -> Plan:
-    """Of arrays before they are turned: query (B, F, N, C), key (B, F, M, C)."""
+    """Of arrays before they are turned: query (B, F, N, C), key (B, F, M, C).
+
+    The most queries at a time of which the gradient fits, too; else of which the result does.
+    """
     lengths = (key.shape[2],) if reference is None else (key.shape[2], reference[0].shape[1])
-    return Plan(
-        heads, query.shape[-1] // heads, _block(query.shape[2], BLOCKS[0]), lengths, query.dtype
-    )
+    width = query.shape[-1] // heads
+    plans = [Plan(heads, width, _block(query.shape[2], n), lengths, query.dtype) for n in BLOCKS]
+    fitting = (plan for backward in (True, False) for plan in plans if plan.fits(backward))
+    return next(fitting, plans[-1])
 
 
 def _up(n, multiple):
@@ -222,7 +258,7 @@ def _call(kernel, inputs, has_reference, outputs, scratch, plan, interpret):
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=needed + RESERVE,
+            vmem_limit_bytes=needed + reserve(),
         ),
         interpret=interpret,
         name=f"spatial_attention{kernel.__name__}",

@@ -31,8 +31,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from animate_jax.kernels.dispatch import fast_memory
-from animate_jax.kernels.parts import LANES, RESERVE, ROWS_BY_COLUMNS, ROWS_BY_ROWS
+from animate_jax.kernels.dispatch import fast_memory, reserve
+from animate_jax.kernels.parts import LANES, ROWS_BY_COLUMNS, ROWS_BY_ROWS
 
 MAX_FRAMES = LANES
 SAFE = 1e-30, 1e30  # of a sum of exponentials: nothing overflowed, nothing that counts was lost
@@ -47,7 +47,7 @@ def supports(query, heads: int) -> bool:
         and frames <= MAX_FRAMES
         and pixels >= 16
         and channels % heads == 0
-        and plan_of(query, heads).memory(arrays=7) + RESERVE <= fast_memory()
+        and plan_of(query, heads).memory(arrays=7) + reserve() <= fast_memory()
     )
 
 
@@ -155,7 +155,7 @@ def _call(kernel, inputs, outputs, heads, interpret):
         scratch_shapes=[words] * arrays,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",) * 3,
-            vmem_limit_bytes=plan.memory(arrays) + RESERVE,
+            vmem_limit_bytes=plan.memory(arrays) + reserve(),
         ),
         interpret=interpret,
         name=f"temporal_attention{kernel.__name__}",

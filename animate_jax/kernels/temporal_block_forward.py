@@ -17,7 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from animate_jax.kernels import temporal
-from animate_jax.kernels.parts import LANES, RESERVE, in_loop, lanes, multiply
+from animate_jax.kernels.dispatch import reserve
+from animate_jax.kernels.parts import LANES, in_loop, lanes, multiply
 
 FRAMES_AT_ONCE = 8  # to normalise
 
@@ -46,7 +47,7 @@ def memory(x, heads: int) -> int:
     plan, wide = temporal.plan_of(x, heads), wide_of(channels)
     block = plan.frames * plan.pixels * wide * x.dtype.itemsize
     words = channels // plan.channels * math.prod(plan.words_shape) * 4
-    return 5 * block + 4 * words + 4 * wide * wide * x.dtype.itemsize + RESERVE
+    return 5 * block + 4 * words + 4 * wide * wide * x.dtype.itemsize + reserve()
 
 
 def words_of(plan, wide: int):

@@ -21,11 +21,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from animate_jax.kernels import temporal
-from animate_jax.kernels.dispatch import fast_memory
+from animate_jax.kernels.dispatch import fast_memory, reserve
 from animate_jax.kernels.parts import (
     COLUMNS_BY_COLUMNS,
     LANES,
-    RESERVE,
     ROWS_BY_ROWS,
     in_loop,
     lanes,
@@ -66,7 +65,7 @@ def _memory(x, heads):
     rows, item = plan.frames * plan.pixels, x.dtype.itemsize
     block = rows * wide * item
     kept = 6 * block + 4 * rows * wide + 8 * 4 * math.prod(words_of(plan, wide).shape)
-    return 6 * block + kept + 4 * wide * wide * (item + 4) + RESERVE
+    return 6 * block + kept + 4 * wide * wide * (item + 4) + reserve()
 
 
 @functools.partial(jax.jit, static_argnames=("heads", "eps", "interpret"))

@@ -56,6 +56,23 @@ def test_equals_plain(frames, tokens, keys, reference_keys, heads, width):
     assert max(errors(inputs, cotangent, heads)) < 4e-6
 
 
+def test_a_small_fast_memory_takes_fewer_queries_at_a_time(monkeypatch):
+    """As v4's of 16 MiB does at 64x64: at last the gradient goes through plain XLA."""
+    inputs, cotangent = draw(2, 2, 512, 150, 200, 160)
+    has_reference = jnp.array([False, True])
+    taken = []
+    for megabytes in (40, 8, 5, 1):
+        monkeypatch.setattr(spatial, "fast_memory", lambda size=megabytes: size * 2**20)
+        monkeypatch.setattr(spatial, "reserve", lambda size=megabytes: size * 2**18)
+        plan = spatial.plan_of(inputs[0], inputs[1], inputs[3], 4)
+        taken.append((plan.queries, plan.fits(backward=True)))
+        if spatial.supports(inputs[0], inputs[1], 4, inputs[3]):
+            assert max(errors(inputs, cotangent, 4, has_reference)) < 4e-6
+    assert taken == [(512, True), (256, True), (256, False), (128, False)]
+    assert not spatial.supports(inputs[0], inputs[1], 4, inputs[3])
+    assert max(errors((*inputs[:3], None), cotangent, 4)) < 4e-6
+
+
 def test_rows_without_reference():
     inputs, cotangent = draw(2, 2, 128, 128, 128, 64)
     has_reference = jnp.array([False, True])

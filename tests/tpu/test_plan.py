@@ -243,6 +243,32 @@ def test_norms_of_few_channels_fit_a_chips_fast_memory():
     assert run_alone(NARROW) == ["True"]
 
 
+OLD = """
+import jax, jax.numpy as jnp
+from animate_jax.kernels.spatial_block import Rows, Weights, spatial_block
+from animate_jax.parallel.mesh import make_mesh, replicated
+from animate_jax.tpu.topology import topology_devices
+jax.config.update("jax_optimization_level", "O1")
+mesh = make_mesh({"data": 1}, topology_devices("v4:2x2x1")[:1])
+def array(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=replicated(mesh))
+norm, square = array(320), array(320, 320)
+weights = Weights(norm, norm, square, square, square, square, norm)
+def total(x, weights):
+    return spatial_block(Rows(x, (x[:, 0], x[:, 0])), weights, 8).astype(jnp.float32).sum()
+for tokens in 1024, 4096:
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        gradient = jax.jit(jax.value_and_grad(total)).lower(array(1, 2, tokens, 320), weights)
+        program = gradient.compile().as_text()
+    print(*(f"spatial_attention_{way}" in program for way in ("forward", "backward")))
+"""
+
+
+def test_spatial_attention_fits_a_v4_chips_small_fast_memory():
+    """Both ways at 32x32; at 64x64 with a reference its gradient does not."""
+    assert run_alone(OLD) == ["True True", "True False"]
+
+
 FEW = """
 import jax, jax.numpy as jnp
 jax.config.update("jax_optimization_level", "O1")
