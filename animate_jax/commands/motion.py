@@ -50,7 +50,8 @@ def driving_motion(
     if options.pose_video:
         if options.retarget not in (None, "none"):
             raise UserError("--retarget needs keypoints; drawn skeletons are taken as they are")
-        frames = read_frames(options.pose_video, stride=options.stride, limit=options.frames)
+        told = dict(stride=options.stride, limit=options.frames, drawn=True)
+        frames = read_frames(options.pose_video, **told)
         frames = np.stack([fit_drawing(frame, picture, *size, resample) for frame in frames])
         info = _probed(options.pose_video, _rate(options.pose_video, options))
         return frames, info.fps / options.stride, None

@@ -165,15 +165,24 @@ def shard_name(split: str, index: int, count: int) -> str:
     return f"{NAME}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
-def _find(path):
-    if not path.is_dir():
-        raise UserError(f"{path}: there is no such directory; check the path")
-    found = {
+def holds_records(path: str | os.PathLike) -> bool:
+    """Whether there are records, one set or more, where `open_records` looks for them."""
+    return bool(_found(Path(path)))
+
+
+def _found(path):
+    return {
         info.parent.resolve() if is_local(path) else info.parent
         for place in _PLACES
         for info in path.glob(f"{place}/{INFO}" if place else INFO)
         if _read_info(info).get("name") == NAME
     }
+
+
+def _find(path):
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such directory; check the path")
+    found = _found(path)
     if not found:
         clips, out = "DIR", path if is_local(path) else "RECORDS, and copy them there"
         if (path / METADATA).exists():  # these are clips, of which records are made

@@ -12,7 +12,7 @@ from PIL import Image
 
 from animate_jax.data.clip import decode_frames
 from animate_jax.data.crop import Crop, Cutter
-from animate_jax.data.records import METADATA, open_records, record_splits
+from animate_jax.data.records import METADATA, holds_records, open_records, record_splits
 from animate_jax.errors import UserError
 
 PUPPETS = "puppets-"  # how the sources of drawn clips begin; those of one motion are the same
@@ -34,9 +34,10 @@ def open_clips(path: str | os.PathLike, split: str) -> dict[str, Entry]:
     """The clips of a split by name, sorted: of records, or of a directory with a metadata.jsonl.
 
     split: "train", "validation", or "all" of them; clips of a directory whose line names no split
-    belong to both. Raises UserError for what is neither, and where there is no clip.
+    belong to both. A directory of `data_prep build` has both, and it is the records that know the
+    splits. Raises UserError for what is neither, and where there is no clip.
     """
-    directory = (Path(path) / METADATA).is_file()
+    directory = (Path(path) / METADATA).is_file() and not holds_records(path)
     entries = _directory_entries(path, split) if directory else _record_entries(path, split)
     if not entries:
         raise UserError(f"{path}: {split} holds no clips; choose another --split")

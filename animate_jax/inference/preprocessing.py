@@ -35,9 +35,12 @@ def fit_drawing(
     drawing: np.ndarray, reference: np.ndarray, width: int, height: int, resample: str
 ) -> np.ndarray:
     """A drawn skeleton for a video of (height, width): stretched as the reference (H, W, 3) will be
-    where both have the same proportions, so that they still fit each other, else `fit_on_black`."""
+    where both have the same proportions, so that they still fit each other, else `fit_on_black`.
+
+    Those that differ by 6 % are the same: pose tools round the sides of what they draw to 64.
+    """
     proportions = [picture.shape[1] / picture.shape[0] for picture in (drawing, reference)]
-    alike = abs(np.log(proportions[0] / proportions[1])) < 0.01
+    alike = abs(np.log(proportions[0] / proportions[1])) < 0.06
     return (resize if alike else fit_on_black)(drawing, width, height, resample)
 
 

@@ -63,7 +63,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 def device_grid(wanted: Mapping[str, int], devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices as an array of the mesh's sizes, neighbours in the network beside each other."""
     sizes = axis_sizes(wanted, len(devices))
-    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    slices = slices_of(devices)
     if slices > 1:
         if sizes[0] % slices:
             raise UserError(
@@ -72,10 +72,17 @@ def device_grid(wanted: Mapping[str, int], devices: Sequence[jax.Device]) -> np.
             )
         inside = (sizes[0] // slices, *sizes[1:])
         across = (slices, *[1] * (len(AXES) - 1))
-        return mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+        return mesh_utils.create_hybrid_device_mesh(
+            inside, across, devices, allow_split_physical_axes=True
+        )
     if devices[0].platform == "tpu":
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return np.array(devices).reshape(sizes)
+
+
+def slices_of(devices: Sequence[jax.Device]) -> int:
+    """How many slices of a pod they are of."""
+    return len({getattr(device, "slice_index", 0) or 0 for device in devices})
 
 
 def batch_shards(mesh: Mesh) -> int:

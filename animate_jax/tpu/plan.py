@@ -21,7 +21,7 @@ from animate_jax.errors import UserError
 from animate_jax.inference.sampling import sample_clip, steps_at_once
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.parallel.chips import GIB, Chip, chip_of
-from animate_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
+from animate_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh, slices_of
 from animate_jax.pose.keypoints import POINTS
 from animate_jax.tpu.count_flops import count_flops
 from animate_jax.tpu.program import Program, read_program
@@ -279,7 +279,7 @@ def sweep(config: ConfigDict, devices: Sequence[jax.Device]) -> Iterator[tuple[l
     does not fit is not tried with more samples at a time.
     """
     flops = 0.0
-    for mesh in _meshes(len(devices)):
+    for mesh in _meshes(len(devices), slices_of(devices)):
         for remat in REMATS:
             for accumulate in _parts(config.data.batch_size, mesh):
                 overrides = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
@@ -294,9 +294,10 @@ def sweep(config: ConfigDict, devices: Sequence[jax.Device]) -> Iterator[tuple[l
                     break  # more parts are never faster
 
 
-def _meshes(devices: int) -> Iterable[dict[str, int]]:
+def _meshes(devices: int, slices: int) -> Iterable[dict[str, int]]:
+    """Within slices, which are joined along `data`."""
     for fsdp, tensor in itertools.product(_divisors(devices), (1, 2)):
-        if devices % (fsdp * tensor) == 0:
+        if devices // slices % (fsdp * tensor) == 0:
             yield {"data": devices // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
 
 

@@ -170,7 +170,8 @@ class Progress:
         kind = "leapt to" if np.isfinite(mean) and np.isfinite(norm) else "is"
         return UserError(
             f"step {step}: the loss {kind} {mean:.4g} (gradient norm {float(norm):.4g}); the state"
-            f" before it is saved, and {path} names the batch's records"
+            f" before it is saved, and {path} names the batch's records; where"
+            " they are sound, another config.seed goes on with other noise"
         )
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ from animate_jax.training.step import (
     make_step,
     state_shardings,
 )
-from animate_jax.weights.model_directory import in_motion, load_model, read_config
+from animate_jax.weights.model_directory import load_model, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,16 +257,16 @@ def source_parameters(stage: Stage, components: Sequence[str]) -> dict:
     shardings = flatten_dict(parameter_shardings(unflatten_dict(shapes), stage.mesh, *rules))
     whole = replicated(stage.mesh)
 
-    def read(path, components):
+    def read(path, components, **options):
         where = lambda name: shardings.get(tuple(name.split("/")), whole)  # noqa: E731
-        return flatten_dict(load_model(path, components=components, shardings=where)[1])
+        return flatten_dict(load_model(path, components=components, shardings=where, **options)[1])
 
     leaves = {}
     if config.init_from:
         taken = [c for c in components if c in (config.init_components or components)]
         leaves = {p: x for p, x in read(config.init_from, taken).items() if p in shapes}
     if config.motion_from and config.motion and "denoising_unet" in components:
-        leaves |= {p: x for p, x in read(config.motion_from, components).items() if in_motion(p)}
+        leaves |= read(config.motion_from, ["denoising_unet"], motion_only=True)
     missing = set(shapes) - set(leaves)
     for component in sorted({path[0] for path in missing}):
         drawn = flatten_dict(stage.model.init(config.seed, (component,)))

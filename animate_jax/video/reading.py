@@ -112,22 +112,24 @@ def probe_video(path: str | os.PathLike, *, default_fps: float = 8.0) -> VideoIn
 
 
 def read_frames(
-    path: str | os.PathLike, *, stride: int = 1, limit: int | None = None
+    path: str | os.PathLike, *, stride: int = 1, limit: int | None = None, drawn: bool = False
 ) -> Iterator[np.ndarray]:
     """Yields uint8 (height, width, 3) RGB frames 0, stride, 2 * stride, ... and at most `limit`.
 
     `path` is a video file, or a directory of pictures in natural order (frame2 before frame10),
     which must all have one size. Of a video whose frames are not evenly spaced in time they are
     those of an even rate, that of `probe_video`. Frames are decoded as they are asked for. A file
-    that breaks off yields the frames before the break. Raises UserError when the path is missing,
-    when it holds no picture stream, or when not a single frame can be decoded.
+    that breaks off yields the frames before the break. drawn: a video that does not say how it
+    codes colours was written by FFmpeg (BT.601), not by a camera (BT.709 if large). Raises
+    UserError when the path is missing, when it holds no picture stream, or when not a single frame
+    can be decoded.
     """
     path = Path(path)
     if stride < 1:
         raise UserError(f"frame stride {stride} is not possible; use 1 or more")
     if limit is not None and limit < 1:
         raise UserError(f"frame limit {limit} is not possible; use 1 or more")
-    frames = _read_directory(path, stride) if path.is_dir() else _read_file(path, stride)
+    frames = _read_directory(path, stride) if path.is_dir() else _read_file(path, stride, drawn)
     try:
         for number, frame in enumerate(frames, 1):
             yield frame
@@ -150,7 +152,7 @@ def _read_directory(path, stride):
         yield frame
 
 
-def _read_file(path, stride):
+def _read_file(path, stride, drawn):
     _require_file(path, "video")
     decoded, failures = 0, []
     with _open(path) as container:
@@ -171,7 +173,7 @@ def _read_file(path, stride):
                 if size is None:
                     size, turn = _square_pixel_size(frame, stream), _turn(frame)
                     _note_hdr(path, frame)
-                picture = _upright(_to_rgb(frame, *size), *turn)
+                picture = _upright(_to_rgb(frame, *size, drawn), *turn)
             except (av.FFmpegError, ValueError) as error:
                 failures.append(error)
                 continue
@@ -261,12 +263,12 @@ def _square_pixel_size(frame, stream):
     return max(1, round(frame.width * aspect)), frame.height
 
 
-def _to_rgb(frame, width, height):
+def _to_rgb(frame, width, height, drawn):
     if any(component.is_alpha for component in frame.format.components):
         rgba = frame.to_ndarray(format="rgba", width=width, height=height)
         return image_to_rgb(Image.fromarray(rgba))
-    # As players do, where a file does not say: FFmpeg would take all for BT.601.
-    high = frame.width >= 1280 or frame.height > 576
+    # As players do, where a file does not say: FFmpeg takes all for BT.601, and writes them so.
+    high = (frame.width >= 1280 or frame.height > 576) and not drawn
     unsaid = frame.colorspace == _UNSAID and not frame.format.is_rgb
     matrix = {"src_colorspace": Colorspace.ITU709} if high and unsaid else {}
     return frame.to_ndarray(format="rgb24", width=width, height=height, **matrix)

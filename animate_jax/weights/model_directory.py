@@ -203,13 +203,15 @@ def load_model(
     components: Sequence[str] | None = None,
     dtype: str | np.dtype | type | None = None,
     shardings: Sharding | Callable[[str], Sharding] | Mapping | None = None,
+    motion_only: bool = False,
 ) -> tuple[ModelConfig, dict]:
     """The config and the parameter tree {component: parameters} of a model directory.
 
     components: those to load, all by default. dtype: float32 or bfloat16 casts while loading, None
     keeps what is stored. shardings: where the arrays go, read there directly: one Sharding for
     all, a function of the path (`denoising_unet/conv_in/kernel`), a tree like the parameters, or
-    None for the first device. Raises UserError where there is no model or it is damaged.
+    None for the first device. motion_only: the denoiser's motion modules alone. Raises UserError
+    where there is no model or it is damaged.
     """
     config, directory = read_config(path), model_directory(path)
     components = COMPONENTS if components is None else tuple(components)
@@ -225,6 +227,8 @@ def load_model(
     for component, parts in stored.items():
         leaves = {}
         for item, part in parts.items():
+            if motion_only and item != MOTION:
+                continue
             place = lambda p, c=component: _sharding(shardings, (c, *p))  # noqa: E731
             part = {p: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype) for p, x in part.items()}
             loaded = load_item(directory / item, unflatten_dict(part), place)

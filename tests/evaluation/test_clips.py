@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -79,6 +80,11 @@ def test_records_and_clip_directories_are_the_same(tmp_path, puppets):
         ours, theirs = clip.load(), other.load()
         np.testing.assert_array_equal(ours.pop("keypoints"), theirs.pop("keypoints"))
         assert ours == theirs
+    build = tmp_path / "build"  # has both, and only its records know the splits
+    shutil.copytree(puppets, build)
+    shutil.copytree(tmp_path / "records", build / "records")
+    assert len(open_clips(build, "validation")) == 2
+
     write_records(puppets, tmp_path / "one", validation=0, progress=False)
     assert list(open_clips(tmp_path / "one", "all")) == list(directory)
     with pytest.raises(UserError, match="holds no records"):

@@ -25,3 +25,5 @@ def test_a_drawing_is_stretched_as_its_reference_is():
     fitted = fit_drawing(drawing, other, 64, 98, "lanczos")
     np.testing.assert_array_equal(fitted, fit_on_black(drawing, 64, 98, "lanczos"))
     assert not np.array_equal(stretched, fitted)
+    rounded, phone = np.ones((896, 512, 3), np.uint8), np.zeros((1920, 1080, 3), np.uint8)
+    assert fit_drawing(rounded, phone, 512, 784, "lanczos").all()  # no black at its sides

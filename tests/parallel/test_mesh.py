@@ -62,6 +62,24 @@ def test_slices_are_joined_along_data():
         device_grid({"data": 1, "fsdp": 8}, chips)
 
 
+@dataclasses.dataclass(frozen=True)
+class TPU(Chip):
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+@pytest.mark.parametrize("sizes", [(4, 8, 1), (2, 8, 2), (8, 4, 1), (16, 1, 2)])
+def test_sizes_need_not_be_whole_axes_of_a_slice(sizes):
+    """Of two slices of 4x4."""
+    chips = [TPU(n, n // 16, coords=(n % 4, n // 4 % 4, 0)) for n in range(32)]
+    grid = device_grid(dict(zip(("data", "fsdp", "tensor"), sizes)), chips)
+    assert grid.shape == sizes and len({chip.id for chip in grid.ravel()}) == 32
+    halves = [{chip.slice_index for chip in half.ravel()} for half in np.split(grid, 2)]
+    assert all(len(half) == 1 for half in halves) and halves[0] != halves[1]
+
+
 MESH = AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"))
 
 

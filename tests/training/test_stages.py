@@ -93,7 +93,8 @@ def test_stage_2_moves_motion_modules_only(first_stage, records, tmp_path):
     assert all(np.array_equal(after[path], before[path]) for path in before)
     new = {path for path in after if path not in before}
     assert len(new) > 100 and all(any("motion_modules" in n for n in path) for path in new)
-    config, _ = load_model(tmp_path / "model", components=())
+    config, alone = load_model(tmp_path / "model", components=("denoising_unet",), motion_only=True)
+    assert set(flatten_dict(alone)) == new
     start = flatten_dict(AnimateAnyone(config).init(0, ("denoising_unet",)))
     moved = {path for path in new if not np.array_equal(after[path], start[path])}
     assert {path for path in new - moved} == {path for path in new if path[-1] == "pe"}
@@ -106,6 +107,11 @@ def test_stage_2_moves_motion_modules_only(first_stage, records, tmp_path):
     assert len(arrays) == 3 * len(moved)  # a parameter and its two moments
     assert all("motion_modules" in jax.tree_util.keystr(path) for path in arrays)
     AnimateAnyonePipeline.from_pretrained(tmp_path / "model")
+
+    config = load_config("tests/small_stage1.py", [*overrides, f"motion_from={tmp_path}"])
+    stage = make_stage(config, make_mesh({"data": -1}))
+    taken = flatten_dict(source_parameters(stage, stage.components))
+    assert set(taken) == set(after) and all(np.array_equal(taken[p], after[p]) for p in new)
 
 
 def test_a_model_of_the_same_sizes_may_have_another_guidance_and_resolution(first_stage):

@@ -211,10 +211,14 @@ def test_a_damaged_part_costs_no_more_than_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "height, width, matrix",
-    [(720, 1280, Colorspace.ITU709), (240, 320, Colorspace.ITU601)],
+    "height, width, matrix, drawn",
+    [
+        (720, 1280, Colorspace.ITU709, False),
+        (240, 320, Colorspace.ITU601, False),
+        (768, 512, Colorspace.ITU601, True),  # a pose tool's
+    ],
 )
-def test_colours_of_a_video_that_does_not_tell_its_matrix(tmp_path, height, width, matrix):
+def test_colours_of_a_video_that_does_not_tell_its_matrix(tmp_path, height, width, matrix, drawn):
     colour = np.full((height, width, 3), (200, 60, 40), np.uint8)
     frame = av.VideoFrame.from_ndarray(colour, "rgb24")
     frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
@@ -224,7 +228,7 @@ def test_colours_of_a_video_that_does_not_tell_its_matrix(tmp_path, height, widt
         planes = av.VideoFrame.from_ndarray(frame.to_ndarray(), "yuv420p")  # without a tag
         container.mux(stream.encode(planes))
         container.mux(stream.encode())
-    (read,) = read_frames(tmp_path / "a.mp4")
+    (read,) = read_frames(tmp_path / "a.mp4", drawn=drawn)
     assert np.abs(read.reshape(-1, 3).mean(0) - (200, 60, 40)).max() < 3
 
 
