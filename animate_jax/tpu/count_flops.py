@@ -13,7 +13,8 @@ def count_flops(function: Callable, *arguments) -> float:
     """Of `function(*arguments)`, which may be shapes; all devices together.
 
     Matrix products and convolutions count, two operations a multiplication; loops count as often as
-    they run. Kernels are counted by the plain version that stands beside them.
+    they run. Kernels are counted by the plain version that stands beside them, and nothing that a
+    backward pass computes again (`jax.checkpoint`).
     """
     # A jitted function may carry options that only the outermost may have.
     traced = function if hasattr(function, "trace") else jax.jit(function)
@@ -26,6 +27,8 @@ def _flops(jaxpr: core.Jaxpr) -> float:
 
 def _of_equation(equation) -> float:
     name, parameters = equation.primitive.name, equation.params
+    if "rematted_computation" in str(equation.source_info.name_stack):
+        return 0.0
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
         shape = equation.invars[0].aval.shape
@@ -39,9 +42,8 @@ def _of_equation(equation) -> float:
         return 2.0 * size * kernel.size / outputs / dilation / groups
     if name == "pallas_call":
         return 0.0
-    if name == "cond":  # versions for several platforms: a kernel's is empty or computes more
-        counts = [_flops(branch.jaxpr) for branch in parameters["branches"]]
-        return min((count for count in counts if count), default=0.0)
+    if name == "cond":  # of versions for several platforms the plain one stands last
+        return _flops(parameters["branches"][-1].jaxpr)
     times = parameters["length"] if name == "scan" else 1
     if name == "shard_map":
         # Along axes that nothing is split over the same is computed again.
