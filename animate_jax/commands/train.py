@@ -17,9 +17,9 @@ from animate_jax.errors import PartnerLost, UserError
 from animate_jax.files import directory_path, is_local
 from animate_jax.training.checkpoint import latest_step
 from animate_jax.training.config import load_config, workdir_config
-from animate_jax.training.train import finished_step, write_latest
 from animate_jax.training.train import train as run_training
-from animate_jax.weights.model_directory import CONFIG, MODEL
+from animate_jax.training.train import write_latest
+from animate_jax.weights.model_directory import CONFIG, MODEL, finished_step
 
 _OF_COMMUNICATION = re.compile(
     "UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|gloo|connection|heartbeat", re.IGNORECASE

@@ -50,18 +50,23 @@ class MetricsWriter:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            try:
-                self.flush()
-            except Exception as error:  # a bucket's are of many kinds; the next time may do
-                reason = " ".join(str(error).split())
-                note = f"{self._file}: cannot be written now ({reason})"
-                warnings.warn(note, UserNote, stacklevel=2)
-                self._flushed = time.monotonic()
+            self.flush()
 
     def flush(self) -> None:
-        """Everything so far to disk; the file is replaced as a whole."""
+        """Everything so far to disk; a note where that cannot be done now, for training is worth
+        more than its log, and the next time may do."""
+        try:
+            self._flush()
+        except Exception as error:  # a bucket's are of many kinds
+            reason = " ".join(str(error).split())
+            note = f"{self._file}: cannot be written now ({reason})"
+            warnings.warn(note, UserNote, stacklevel=2)
+            self._flushed = time.monotonic()
+
+    def _flush(self):
         if not self._active:
             return
+        # The file is replaced as a whole.
         text = "".join(json.dumps(row) + "\n" for row in self._rows)
         temporary = self._file.parent / (self._file.name + ".tmp")
         temporary.write_text(text)

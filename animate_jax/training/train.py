@@ -40,9 +40,7 @@ from animate_jax.training.stages import (
 )
 from animate_jax.training.step import TrainState
 from animate_jax.training.validation import Validation
-from animate_jax.weights.model_directory import MODEL, save_model
-
-FINISHED = "finished_step"  # inside a workdir: the step that its model is of, if it was the last
+from animate_jax.weights.model_directory import FINISHED, MODEL, save_model
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = True) -> None:
@@ -149,12 +147,6 @@ def write_latest(config: ConfigDict, workdir: str | os.PathLike) -> None:
         state = checkpoint.read_latest(workdir, stage.state_shapes())
         frozen = load_parameters(stage)[1] if config.measure_scaling_factor else {}
         write_model(stage, state, workdir, _measured_config(stage, state, frozen))
-
-
-def finished_step(workdir: epath.Path) -> int | None:
-    """The last step of a training that came to its end and wrote its model; else None."""
-    file = workdir / FINISHED
-    return int(file.read_text()) if file.exists() else None
 
 
 def _measured_config(stage, state, frozen):

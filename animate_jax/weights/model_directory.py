@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -23,7 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from animate_jax.config import ModelConfig, from_dict, to_dict
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.files import check_place, directory_path, is_local, replacing_directory
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
 from animate_jax.weights.items import item_leaves, load_item, save_item
@@ -33,6 +34,7 @@ BUNDLED = epath.Path(__file__).parents[1] / "bundled"  # the small model that co
 FORMAT = 1
 CONFIG = "config.json"
 MODEL = "model"  # inside the workdir of a training: the finished stage as a model directory
+FINISHED = "finished_step"  # there: the step that its model is of, if it was the last
 MOTION = "motion_modules"
 _IN_MOTION = re.compile(r"motion_modules_\d+")
 _LOADED_DTYPES = ("float32", "bfloat16")
@@ -143,10 +145,11 @@ def _save_components(target, config, components):
 def model_directory(path: str | os.PathLike) -> epath.Path:
     """The model directory that a path stands for: itself, or that of a finished training's workdir.
 
-    Raises UserError where the training is not finished.
+    A model that was written in between is taken with a note. Raises UserError where there is none.
     """
     directory = directory_path(path)
     if (directory / MODEL / CONFIG).exists():
+        _note_unfinished(directory)
         return directory / MODEL
     if not (directory / CONFIG).exists() and (directory / "checkpoints").exists():
         raise UserError(
@@ -154,6 +157,22 @@ def model_directory(path: str | os.PathLike) -> epath.Path:
             f" checkpoint as a model with: animate-jax train --workdir {directory} --write-model"
         )
     return directory
+
+
+def _note_unfinished(workdir):
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
+    if steps and finished_step(workdir) != max(steps):
+        note = (
+            f"{workdir}: this training is not finished, and its model may be older than step"
+            f" {max(steps)}; for that one's: animate-jax train --workdir {workdir} --write-model"
+        )
+        warnings.warn(note, UserNote, stacklevel=3)
+
+
+def finished_step(workdir: epath.Path) -> int | None:
+    """The last step of a training that came to its end and wrote its model; else None."""
+    file = workdir / FINISHED
+    return int(file.read_text()) if file.exists() else None
 
 
 def read_config(path: str | os.PathLike) -> ModelConfig:

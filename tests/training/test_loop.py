@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from animate_jax.training.checkpoint import latest_step, stored_config
 from animate_jax.training.config import load_config, workdir_config
 from animate_jax.training.metrics import MetricsWriter, read_metrics
 from animate_jax.training.stages import Stage
-from animate_jax.weights.model_directory import load_model
+from animate_jax.weights.model_directory import finished_step, load_model, model_directory
 
 
 @pytest.fixture
@@ -232,9 +233,10 @@ def test_a_log_that_cannot_be_written_for_once_ends_nothing(tmp_path, monkeypatc
     monkeypatch.setattr("animate_jax.training.metrics.FLUSH_SECONDS", -1.0)
     writer = MetricsWriter(epath.Path(tmp_path), 0)
     with monkeypatch.context() as patch:
-        patch.setattr(MetricsWriter, "flush", lambda _: 1 / 0)
-        with pytest.warns(UserNote, match="metrics.jsonl: cannot be written now"):
-            writer.write(1, {"loss": 1.0})
+        patch.setattr(MetricsWriter, "_flush", lambda _: 1 / 0)
+        for do in (lambda: writer.write(1, {"loss": 1.0}), writer.flush):  # as a checkpoint does
+            with pytest.warns(UserNote, match="metrics.jsonl: cannot be written now"):
+                do()
     writer.write(2, {"loss": 0.5})
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
     writer.close()
@@ -251,7 +253,13 @@ def test_a_running_training_is_looked_at_without_a_trace(quick, records, tmp_pat
     loop.train(config(records, "steps=3"), tmp_path, progress=False)
     assert not under_way.exists()
     assert (tmp_path / "model" / "config.json").exists()
-    assert loop.finished_step(tmp_path) == 3
+    assert finished_step(tmp_path) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model_directory(tmp_path) == tmp_path / "model"
+    (tmp_path / "finished_step").unlink()  # as if trained on, and not to the end
+    with pytest.warns(UserNote, match="not finished, and its model may be older than step 3"):
+        model_directory(tmp_path)
 
 
 def test_half_a_checkpoint_in_a_bucket_does_not_count(buckets):
