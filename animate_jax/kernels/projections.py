@@ -29,7 +29,8 @@ from animate_jax.kernels.parts import (
     normalise,
     normalise_gradient,
 )
-from animate_jax.kernels.spatial import BLOCKS, turn
+from animate_jax.kernels.spatial import turn
+from animate_jax.kernels.spatial_plan import BLOCKS
 
 TOKENS_AT_ONCE = 256  # to normalise
 

@@ -18,7 +18,6 @@ reference stay in fast memory for one group of heads.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 
@@ -29,12 +28,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from animate_jax.kernels.dispatch import fast_memory, reserve
+from animate_jax.kernels.dispatch import reserve
 from animate_jax.kernels.parts import ATTENTION, LANES, ROWS_BY_ROWS, multiply
 from animate_jax.kernels.plain_attention import SCORE_BYTES, plain_attention
+from animate_jax.kernels.spatial_plan import KEY_BLOCK, Plan, block_of, plan_of, up
 
-BLOCKS = 1024, 512, 256, 128  # of tokens
-KEY_BLOCK = 512
 LOG2_E = math.log2(math.e)
 
 
@@ -133,74 +131,6 @@ def _plain_gradient(query, key, value, reference, has_reference, cotangent, plan
     return *gradients, np.zeros(has_reference.shape, jax.dtypes.float0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How heads and tokens are cut up."""
-
-    heads: int
-    width: int  # channels of a head
-    queries: int  # tokens of a block
-    lengths: tuple[int, ...]  # keys of each source
-    dtype: jnp.dtype
-
-    @property
-    def together(self) -> int:
-        """Heads of a group: as many as fit side by side in the lanes."""
-        fitting = max(1, LANES // self.width)
-        return max(n for n in range(1, fitting + 1) if self.heads % n == 0)
-
-    @property
-    def groups(self) -> int:
-        return self.heads // self.together
-
-    @property
-    def channels(self) -> int:
-        """Of a group."""
-        return self.together * self.width
-
-    @property
-    def rows(self) -> int:
-        """Rows of a head's values with the row of ones below, rounded up."""
-        return _up(self.width + 1, 16)
-
-    def memory(self, backward: bool) -> int:
-        """Bytes of fast memory: what is moved is there twice; and the scores."""
-        item, lanes = self.dtype.itemsize, _up(self.channels, LANES)
-        keys = sum(_up(length, LANES) for length in self.lengths)
-        moved = (2 * keys + 2 * self.queries) * self.channels * item
-        kept = keys * (lanes + self.together * self.rows) * item
-        if backward:
-            moved = (4 * keys + 4 * self.queries) * self.channels * item
-            kept = keys * (2 * lanes * item + 2 * 4 * self.channels)
-        scores = 4 * self.queries * KEY_BLOCK
-        return 2 * moved + kept + (6 if backward else 4) * scores
-
-    def fits(self, backward: bool) -> bool:
-        """Whether the fast memory has room for it."""
-        return self.memory(backward) + reserve() <= fast_memory()
-
-
-def plan_of(query, key, reference, heads) -> Plan:
-    """Of arrays before they are turned: query (B, F, N, C), key (B, F, M, C).
-
-    The most queries at a time of which the gradient fits, too; else of which the result does.
-    """
-    lengths = (key.shape[2],) if reference is None else (key.shape[2], reference[0].shape[1])
-    width = query.shape[-1] // heads
-    plans = [Plan(heads, width, _block(query.shape[2], n), lengths, query.dtype) for n in BLOCKS]
-    fitting = (plan for backward in (True, False) for plan in plans if plan.fits(backward))
-    return next(fitting, plans[-1])
-
-
-def _up(n, multiple):
-    return -(-n // multiple) * multiple
-
-
-def _block(tokens, most):
-    """The largest block of at most `most` tokens that divides them, rounded up to 128."""
-    return next(b for b in BLOCKS if b <= most and _up(tokens, LANES) % b == 0)
-
-
 @functools.partial(jax.jit, static_argnames=("plan", "interpret"))
 def _run_forward(query, key, value, reference, has_reference, plan, interpret):
     sources = [key, value, *(reference or ())]
@@ -212,7 +142,7 @@ def _run_forward(query, key, value, reference, has_reference, plan, interpret):
         has_reference,
         [(query.shape, query.dtype, _queries(plan)), (log_sums, jnp.float32, _statistics(plan))],
         [
-            pltpu.VMEM((x.shape[-1], _up(plan.channels, LANES)), plan.dtype)
+            pltpu.VMEM((x.shape[-1], up(plan.channels, LANES)), plan.dtype)
             if is_key
             else pltpu.VMEM((plan.together * plan.rows, x.shape[-1]), plan.dtype)
             for x, is_key in zip(sources, (True, False) * 2)
@@ -237,7 +167,7 @@ def _run_backward(
         has_reference,
         [(query.shape, query.dtype, _queries(plan))]
         + [(x.shape, x.dtype, _keys(x, batch, plan)) for x in sources],
-        [pltpu.VMEM((x.shape[-1], _up(plan.channels, LANES)), plan.dtype) for x in sources]
+        [pltpu.VMEM((x.shape[-1], up(plan.channels, LANES)), plan.dtype) for x in sources]
         + [pltpu.VMEM((plan.channels, x.shape[-1]), jnp.float32) for x in sources],
         plan,
         interpret,
@@ -418,8 +348,8 @@ def _is_done(source):
 def _visits(has_reference, source, plan):
     """How many blocks of a source's keys this row looks at, the block, and the source's length."""
     length = plan.lengths[source]
-    block = _block(length, KEY_BLOCK)
-    visits = _up(length, LANES) // block
+    block = block_of(length, KEY_BLOCK)
+    visits = up(length, LANES) // block
     if source > 0:
         visits = jnp.where(has_reference[pl.program_id(0)] != 0, visits, 0)
     return visits, block, length
@@ -450,7 +380,7 @@ def _add_ones(values_ref, out_ref, plan):
 def _by_head(ref, plan, scale=1.0):
     """(channels, tokens) -> for every head (lanes, tokens) with the other heads' rows zero."""
     x = ref[...].astype(jnp.float32) * scale
-    x = jnp.pad(x, ((0, _up(plan.channels, LANES) - plan.channels), (0, 0)))
+    x = jnp.pad(x, ((0, up(plan.channels, LANES) - plan.channels), (0, 0)))
     row = jax.lax.broadcasted_iota(jnp.int32, (x.shape[0], 1), 0)
     return [
         jnp.where((row >= rows.start) & (row < rows.stop), x, 0.0).astype(plan.dtype)

@@ -25,6 +25,7 @@ from animate_jax.kernels.dispatch import (
     rows_over_mesh,
 )
 from animate_jax.kernels.parts import normalise
+from animate_jax.kernels.spatial_plan import plan_of
 
 
 class Weights(typing.NamedTuple):
@@ -93,7 +94,7 @@ def supports(rows: Rows, weights: Weights, heads: int) -> bool:
 def _fused(rows, weights, heads, eps, interpret=False):
     x, reference, has_reference, constant = rows
     *before, w_out, b_out = weights
-    plan = spatial.plan_of(x, x, reference, heads)
+    plan = plan_of(x, x, reference, heads)
     turned = projections.project(x, projections.Weights(*before), eps, interpret)
     reference = jax.tree.map(spatial.turn, reference)
     attended = spatial.attention_turned(*turned, reference, has_reference, plan, interpret)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from animate_jax.kernels import spatial
+from animate_jax.kernels import spatial, spatial_plan
 from animate_jax.kernels.attention import attention
 
 
@@ -62,9 +62,9 @@ def test_a_small_fast_memory_takes_fewer_queries_at_a_time(monkeypatch):
     has_reference = jnp.array([False, True])
     taken = []
     for megabytes in (40, 8, 5, 1):
-        monkeypatch.setattr(spatial, "fast_memory", lambda size=megabytes: size * 2**20)
-        monkeypatch.setattr(spatial, "reserve", lambda size=megabytes: size * 2**18)
-        plan = spatial.plan_of(inputs[0], inputs[1], inputs[3], 4)
+        monkeypatch.setattr(spatial_plan, "fast_memory", lambda size=megabytes: size * 2**20)
+        monkeypatch.setattr(spatial_plan, "reserve", lambda size=megabytes: size * 2**18)
+        plan = spatial_plan.plan_of(inputs[0], inputs[1], inputs[3], 4)
         taken.append((plan.queries, plan.fits(backward=True)))
         if spatial.supports(inputs[0], inputs[1], 4, inputs[3]):
             assert max(errors(inputs, cotangent, 4, has_reference)) < 4e-6
