@@ -8,6 +8,7 @@ included, removes the temporary and leaves the target as it was.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,9 +18,16 @@ from etils import epath
 
 from animate_jax.errors import UserError
 
+_BUCKET = re.compile(r"(?:gs|s3):/")  # pathlib leaves one of two slashes
+
 
 def check_place(path: str | os.PathLike) -> None:
-    """Raises UserError unless a file or directory could be created at `path`."""
+    """Raises UserError unless a file or directory could be created at `path`, on a disk."""
+    if _BUCKET.match(os.fspath(path)):
+        raise UserError(
+            f"{path}: this goes to a disk only; write it here, then copy it there, for Google's"
+            " buckets with: gcloud storage cp -r"
+        )
     ancestor = Path(os.path.abspath(path)).parent
     while not os.path.lexists(ancestor):
         ancestor = ancestor.parent

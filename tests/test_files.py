@@ -1,8 +1,12 @@
 """Files and directories appear whole or not at all."""
 
+from pathlib import Path
+
 import pytest
 
-from animate_jax.files import cache_directory, replacing, replacing_directory
+from animate_jax.errors import UserError
+from animate_jax.files import cache_directory, check_place, replacing, replacing_directory
+from animate_jax.video.writing import check_output
 
 
 def tree(folder):
@@ -54,3 +58,13 @@ def test_cache_directory(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_directory() == tmp_path / "home" / ".cache" / "animate_jax"
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/out.mp4", Path("gs://bucket/records")])
+def test_buckets_are_no_place_for_what_goes_to_a_disk(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gcloud storage cp"):
+        check_place(path)
+    with pytest.raises(UserError, match="gcloud storage cp"):
+        check_output(path)  # before the work
+    assert not list(tmp_path.iterdir())

@@ -201,7 +201,9 @@ def _encode(path, frames, rate, container_format, codec, options, container_opti
     first = next(frames)
     height, width = first.shape[:2]
     pad = ((0, height % 2), (0, width % 2), (0, 0))
-    with av.open(str(path), "w", format=container_format, options=container_options) as container:
+    # An absolute path: FFmpeg takes 20:15.mp4 for an address.
+    path = os.path.abspath(path)
+    with av.open(path, "w", format=container_format, options=container_options) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = (
             width + width % 2,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from animate_jax.data.records import METADATA
 from animate_jax.errors import UserError
-from animate_jax.files import replacing_directory
+from animate_jax.files import check_place, replacing_directory
 from animate_jax.pose.keypoints import Keypoints, load_keypoints
 from animate_jax.video.writing import SHORT_GROUPS, exact_rate, write_video
 from data_prep.puppets.body import place_body, project_body
@@ -69,6 +69,7 @@ def generate(puppets: PuppetSet, out: str, *, overwrite: bool = False, progress:
     Raises UserError where `out` exists (unless `overwrite`, which replaces nothing but an earlier
     set of puppets) or a motion file is no keypoint file.
     """
+    check_place(out)
     out = Path(out)
     _check_directory(out, overwrite)
     recorded = [(Path(p).name, motion_from_keypoints(load_keypoints(p))) for p in puppets.motions]

@@ -38,6 +38,12 @@ def test_round_trip_keeps_the_picture(tmp_path, suffix, quality):
     assert psnr(back[5], clip[5]) > psnr(back[5], clip[6]) + 1
 
 
+def test_names_may_have_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video("20:15.mp4", moving_clip(), 25)
+    assert len(decoded(tmp_path / "20:15.mp4")) == len(moving_clip())
+
+
 def test_png_and_npy_are_exact(tmp_path):
     clip = moving_clip(3, 5, 7)
     bytes_ = np.round(clip * 255).astype(np.uint8)
