@@ -224,6 +224,10 @@ if_set_up() {
   printf 'test ! -f %s/worker.sh && echo worker new idle || ' "$REMOTE"
   on_worker "$@"
 }
+has_arrived() {
+  printf 'grep -sqxF %s %s/sent || ' "$1" "$REMOTE"
+  printf '{ echo "worker got no files; try: ssh-add ~/.ssh/google_compute_engine"; exit 1; };'
+}
 needs_setup() {
   printf 'test -f %s/worker.sh || { echo "worker not set up; run setup"; exit 4; }; ' "$REMOTE"
   on_worker "$@"
@@ -301,7 +305,7 @@ create() {
 }
 
 setup() {
-  local variable
+  local variable sent
   wait_active
   set -- "$HERE/animate_jax/tpu/worker.sh"
   if [ -n "$secret" ]; then
@@ -317,9 +321,13 @@ setup() {
     run git -C "$HERE" archive --format=tar.gz -o "$temporary/source.tar.gz" "${ref:-HEAD}"
   fi
   everywhere "mkdir -p -m 700 $REMOTE && rm -f $REMOTE/secrets && echo worker ready" >/dev/null
+  # gcloud's scp ends well where it copied nothing, as with an agent that lacks its key.
+  sent=$(date +%s).$$
+  [ -n "$dry" ] || printf '%s\n' "$sent" >"$temporary/sent"
+  set -- "$@" "$temporary/sent"
   limited "$SETUP_SECONDS" connect scp "$@" "$name:$REMOTE/" --node=all --worker=all
   rm -f "$temporary/secrets"
-  everywhere "$(on_worker setup "$repo" "$ref")" "$SETUP_SECONDS"
+  everywhere "$(has_arrived "$sent") $(on_worker setup "$repo" "$ref")" "$SETUP_SECONDS"
 }
 
 train() {

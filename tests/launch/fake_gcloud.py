@@ -3,7 +3,8 @@
 Everything is in the folder $FAKE_CLOUD: `calls` (every command line), `resource` (absent until it
 is created), `workers/NAME` (home directories), `bucket` (all of gs://) and, written by tests,
 `coming` (the states that `describe` goes through after a creation), `unreachable` (a node),
-`refuse` (an exit code for creations), `busy` (so many deletions fail), `hang` (connections die) and
+`refuse` (an exit code for creations), `busy` (so many deletions fail), `copies_nothing` (scp, and says
+nothing of it by its exit code), `hang` (connections die) and
 `no_pip` (a worker on which nothing can be installed).
 """
 
@@ -123,6 +124,9 @@ def ssh(words, flags):
 
 def scp(words, flags):
     *files, target = words
+    if (CLOUD / "copies_nothing").exists():
+        print("ERROR: Could not prepare all 1 nodes", file=sys.stderr)
+        return 0
     for home in targets(flags):
         for file in map(Path, files):
             if file.name == "secrets" and stat.S_IMODE(file.stat().st_mode) != 0o600:

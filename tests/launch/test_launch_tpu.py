@@ -474,6 +474,16 @@ def test_python_is_brought_where_the_image_has_an_old_one(cloud):
     assert (cloud.folder / "brought").exists()
 
 
+def test_files_that_do_not_arrive_are_noticed(cloud):
+    cloud.running()
+    cloud.launch("stop", "--name", "dance")
+    (cloud.folder / "copies_nothing").touch()
+    told = cloud.launch("setup", "--name", "dance", code=1).err()
+    assert "got no files; try: ssh-add" in told and "is set up" not in told
+    (cloud.folder / "copies_nothing").unlink()
+    cloud.launch("setup", "--name", "dance")
+
+
 def test_code_from_a_repository(cloud):
     git(cloud.checkout, "tag", "v1")
     git(cloud.checkout, "rm", "-q", "--cached", SCRIPTS[0])
