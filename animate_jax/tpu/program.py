@@ -22,7 +22,7 @@ CALLED = re.compile(
 )
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-NO_ESTIMATE = 2**62  # at least; 2**63 - 1 stands where the compiler has none, as happens for v5p
+NO_ESTIMATE = 2**62  # at least; 2**63 - 1 stands where the compiler has none, as happens for v4
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 LIMIT = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
 CONDITION = re.compile(r"condition=%?([\w.\-]+)")

@@ -3,8 +3,8 @@
 Everything is in the folder $FAKE_CLOUD: `calls` (every command line), `resource` (absent until it
 is created), `workers/NAME` (home directories), `bucket` (all of gs://) and, written by tests,
 `coming` (the states that `describe` goes through after a creation), `unreachable` (a node),
-`refuse` (an exit code for creations), `busy` (so many deletions fail), `copies_nothing` (scp, and says
-nothing of it by its exit code), `hang` (connections die) and
+`refuse` (an exit code for creations), `busy` (so many deletions fail), `copies_nothing` (scp does,
+and its exit code says nothing of it), `hang` (connections die) and
 `no_pip` (a worker on which nothing can be installed).
 """
 
