@@ -36,11 +36,12 @@ def compiled(*arguments):
 
 
 def run_alone(program, *arguments):
-    """Lines that a process of its own writes."""
+    """Lines that a process of its own writes, which compiles all that it asks for, and fully."""
+    environment = {name: x for name, x in os.environ.items() if not name.startswith("JAX_")}
     run = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=ROOT,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        env=environment | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

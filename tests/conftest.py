@@ -1,12 +1,22 @@
 """Fixtures that several folders share: real clips and the networks that find poses in them."""
 
+import gc
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time goes into compiling programs that then run for a moment, many of them the same
+# ones in several tests and processes.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+OWN_PROGRAMS = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OWN_PROGRAMS:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="animate-jax-programs-")
 sys.path.insert(0, str(Path(__file__).parent))
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from etils.epath.backend import fsspec_backend  # noqa: E402
 from fsspec.implementations.dirfs import DirFileSystem  # noqa: E402
@@ -15,6 +25,19 @@ from media import pose2sim_videos  # noqa: E402
 
 from animate_jax.pose.estimate import load_estimator  # noqa: E402
 from animate_jax.pose.models import fetch_pose_models  # noqa: E402
+
+
+def pytest_unconfigure():
+    if OWN_PROGRAMS:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_let_go():
+    """After each file: a process that holds those of all files runs out of memory mappings."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 class LocalBucket(DirFileSystem):
