@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from animate_jax.errors import UserError
@@ -72,9 +73,11 @@ def resolve_source(text: str, *, patterns: Iterable[str] | None = None) -> Path:
     """A local path as it is, or `hf:owner/name[@revision][:folder]` downloaded from the hub.
 
     `patterns` (such as "*.json", relative to the folder) say what to download. Without them it is
-    descriptions and one set of weights: safetensors in full precision if there are any, else
-    PyTorch files, else half precision. The folder may also be a single weight file. Returns an
-    existing path; raises UserError where there is none or the download fails.
+    the folder's own descriptions and one set of weights, not what lies in folders within it:
+    safetensors in full precision if there are any, else PyTorch files, else half precision. The
+    folder may also be a single weight file. Returns an existing path; raises UserError where there
+    is none, where several weights lie side by side, before any is downloaded, or where the
+    download fails.
     """
     if not text.startswith("hf:"):
         path = Path(text).expanduser()
@@ -92,13 +95,47 @@ def resolve_source(text: str, *, patterns: Iterable[str] | None = None) -> Path:
         attempts = [(_within(folder, patterns), ())]
     else:
         attempts = [(_within(folder, (*_DESCRIPTIONS, *a)), ignored) for a, ignored in _ATTEMPTS]
+    # fnmatch's star takes in slashes: without this, all of a pipeline's networks match.
+    nested = str(folder / "*" / "*")
+    listed = _listed(repository, revision) if patterns is None else []
     for allowed, ignored in attempts:
+        if patterns is None:
+            ignored = (*ignored, nested)
+            _refuse_several(text, _matching(listed, allowed, ignored))
         path = _download(text, repository, revision, allowed, ignored) / folder
-        if patterns is not None or _weight_files(path, deep=True):
+        if patterns is not None or _weight_files(path):
             break
     if not path.exists():
         raise UserError(f"{text}: the repository has nothing of that name to download")
     return path
+
+
+def _listed(repository: str, revision: str | None) -> list[str]:
+    """Names of a repository's files; none where they cannot be had: the download says why."""
+    try:
+        from huggingface_hub import list_repo_files
+
+        return list_repo_files(repository, revision=revision)
+    except Exception:
+        return []
+
+
+def _matching(names: list[str], allowed: tuple[str, ...], ignored: tuple[str, ...]) -> list[str]:
+    def any_of(patterns, name):
+        return any(fnmatch(name, pattern) for pattern in patterns)
+
+    return [name for name in names if any_of(allowed, name) and not any_of(ignored, name)]
+
+
+def _refuse_several(text: str, names: Iterable[str]) -> None:
+    """Raises UserError where nothing says which of several weights of a folder is meant."""
+    weights = sorted(name for name in names if name.endswith(_SUFFIXES))
+    files = [PurePosixPath(name).name for name in weights]
+    if len(files) > 1 and not any(file.startswith(_STEMS) for file in files):
+        place = text.split(":", 2)[1]
+        raise UserError(
+            f"{text}: holds {', '.join(files[:8])}; name one, such as hf:{place}:{weights[0]}"
+        )
 
 
 def _within(folder: PurePosixPath, patterns: Iterable[str]) -> tuple[str, ...]:
@@ -167,9 +204,9 @@ def _pick(folder: Path, names: tuple[str, ...]) -> Path:
     raise UserError(f"{folder}: holds {found}; {wanted if files else 'give another folder'}")
 
 
-def _weight_files(folder: Path, deep: bool = False) -> list[Path]:
+def _weight_files(folder: Path) -> list[Path]:
     """The weight files of a folder, sorted; a path that is one itself counts."""
-    candidates = [folder] if folder.is_file() else folder.glob("**/*" if deep else "*")
+    candidates = [folder] if folder.is_file() else folder.glob("*")
     return sorted(p for p in candidates if p.suffix in _SUFFIXES and p.is_file())
 
 

@@ -221,7 +221,9 @@ class Hub:
 def hub(tmp_path, monkeypatch):
     def install(*files):
         hub = Hub(tmp_path / "snapshot", *files)
-        module = types.SimpleNamespace(snapshot_download=hub.snapshot_download)
+        module = types.SimpleNamespace(
+            snapshot_download=hub.snapshot_download, list_repo_files=lambda *_, **__: files
+        )
         monkeypatch.setitem(sys.modules, "huggingface_hub", module)
         return hub
 
@@ -244,6 +246,8 @@ VAE = [
         (["config.json", "a.bin", "a.fp16.bin"], {"config.json", "a.bin"}),
         (["config.json", "m.fp16.safetensors"], {"config.json", "m.fp16.safetensors"}),
         (["pose_guider.pth", "notes.md"], {"pose_guider.pth"}),
+        ([*VAE, "unet/config.json", "unet/model.safetensors"], {VAE[0], VAE[2]}),
+        (["model.bin", "unet/model.safetensors"], {"model.bin"}),
     ],
 )
 def test_one_set_of_weights_is_downloaded(hub, files, wanted):
@@ -251,6 +255,16 @@ def test_one_set_of_weights_is_downloaded(hub, files, wanted):
     assert resolve_source("hf:owner/some-name_1.5") == fake.folder
     assert fake.fetched() == wanted
     assert set(fake.calls) == {("owner/some-name_1.5", None)}
+
+
+@pytest.mark.parametrize("text, folder", [("hf:owner/name", ""), ("hf:owner/name@v1:old", "old/")])
+def test_several_weights_are_refused_before_the_download(hub, text, folder):
+    fake = hub("old/config.json", *(f"{folder}{name}" for name in ("mm_v14.ckpt", "mm_v15.ckpt")))
+    one = f"{text}/mm_v14.ckpt" if folder else f"{text}:mm_v14.ckpt"
+    with pytest.raises(UserError, match=f"holds mm_v14.ckpt, mm_v15.ckpt; name one, .* {one}$"):
+        resolve_source(text)
+    assert all(name.endswith(".json") for name in fake.fetched())
+    assert resolve_source(one).name == "mm_v14.ckpt"
 
 
 def test_revision_folder_and_patterns_of_a_hub_source(hub):
