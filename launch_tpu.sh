@@ -478,11 +478,17 @@ watch() {
   local seen before='' begun='' stored='' times=0 patience mute='' own='' code restarts=()
   local refusals=0 pause
   # The commit of now, also when commits are added while this runs.
-  [ -n "$repo" ] || ref=$(git -C "$HERE" rev-parse "${ref:-HEAD}")
+  if [ -z "$repo" ]; then
+    ref=$(git -C "$HERE" rev-parse "${ref:-HEAD}")
+    git -C "$HERE" cat-file -e "$ref:${config#./}" 2>/dev/null ||
+      bad "--config $config is not in the commit that is sent; commit it, or name it as it is there"
+  fi
   if [ -n "$dry" ]; then
     find_resource; everywhere "$(if_set_up report)"; echo "# after a preemption:"; recover preempted
     return
   fi
+  # Later it may be the connection; now it is a login or a project that is missing.
+  find_resource || fail 1 "gcloud cannot tell how $name is"
   while :; do
     seen=$(observe)
     # How an earlier training ended is no reason not to start this one.

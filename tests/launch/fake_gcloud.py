@@ -4,7 +4,7 @@ Everything is in the folder $FAKE_CLOUD: `calls` (every command line), `resource
 is created), `workers/NAME` (home directories), `bucket` (all of gs://) and, written by tests,
 `coming` (the states that `describe` goes through after a creation), `unreachable` (a node),
 `refuse` (an exit code for creations), `busy` (so many deletions fail), `copies_nothing` (scp does,
-and its exit code says nothing of it), `hang` (connections die) and
+and its exit code says nothing of it), `hang` (connections die), `logged_out` and
 `no_pip` (a worker on which nothing can be installed).
 """
 
@@ -26,6 +26,8 @@ WORKERS_PER_SLICE = 2
 def main(arguments):
     with open(CLOUD / "calls", "a") as calls:
         calls.write(json.dumps(arguments) + "\n")
+    if (CLOUD / "logged_out").exists():
+        return error(1, "You do not currently have an active account selected.")
     words = [word for word in arguments if not word.startswith("--")]
     flags = [word[2:].partition("=") for word in arguments if word.startswith("--")]
     flags = {name: value for name, _, value in flags}

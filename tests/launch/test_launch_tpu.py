@@ -16,8 +16,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = "launch_tpu.sh", "animate_jax/tpu/worker.sh"
+CONFIG = "configs/stage1.py"
 FLAGS = "--name dance --zone us-west4-a --accelerator-type v5litepod-8".split()
-TRAINING = "--workdir gs://bucket/run --config configs/stage1.py".split()
+TRAINING = f"--workdir gs://bucket/run --config {CONFIG}".split()
 PATIENCE = 60  # seconds for what takes less than one on an idle machine
 
 TRAINER = """#!/bin/bash
@@ -168,7 +169,7 @@ def git(folder, *arguments):
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
-    for name in SCRIPTS:
+    for name in (*SCRIPTS, CONFIG):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     git(folder, "init", "-q")
@@ -416,6 +417,13 @@ def test_watch_goes_on_when_a_connection_dies(cloud):
     assert process.wait(PATIENCE) == 0
 
 
+def test_watch_without_a_login_says_so_at_once(cloud):
+    (cloud.folder / "logged_out").touch()
+    process = watch(cloud, LAUNCH_POLL_SECONDS="1000")
+    assert process.wait(PATIENCE) == 1
+    assert "active account" in process.err() and "cannot tell how dance is" in process.err()
+
+
 def test_watch_waits_for_a_tpu_as_long_as_it_takes(cloud):
     cloud.launch("create", *FLAGS, "--spot")
     process = watch(cloud, LAUNCH_MAX_RESTARTS="2", LAUNCH_POLL_SECONDS="0.01")
@@ -549,6 +557,7 @@ def test_dry_run_shows_commands_and_runs_none(cloud, action):
         (["train", *FLAGS, *TRAINING, "--config.x=a\nb"], "more than one line"),
         (["setup", *FLAGS, "--secret=a;b"], "--secret"),
         (["setup", *FLAGS, "--ref=--help"], "--ref"),
+        (["watch", *FLAGS, *TRAINING, "--config=configs/mine.py"], "configs/mine.py is not in the"),
     ],
 )
 def test_bad_input_is_told_in_a_line_before_anything_is_done(cloud, arguments, complaint):
