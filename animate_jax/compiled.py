@@ -12,8 +12,7 @@ import os
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from animate_jax.errors import UserError
-from animate_jax.files import directory_path
+from animate_jax.files import make_directory
 
 LEAST_SECONDS = 1.0  # what compiles faster is not kept
 
@@ -25,11 +24,6 @@ def keep_compiled(directory: str | os.PathLike | None) -> None:
     """
     if directory is None:
         return
-    place = directory_path(directory)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory}: compiled programs cannot be kept there ({error})") from error
-    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_compilation_cache_dir", str(make_directory(directory)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     compilation_cache.reset_cache()  # else a directory is not looked at once something was compiled

@@ -101,6 +101,17 @@ def directory_path(path: str | os.PathLike) -> epath.Path:
     return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
+def make_directory(path: str | os.PathLike) -> epath.Path:
+    """`directory_path`, made a directory unless it is one; raises UserError where it cannot be."""
+    place = directory_path(path)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: no directory, and none can be made there ({reason})") from error
+    return place
+
+
 def is_local(path: str | os.PathLike) -> bool:
     """Whether a path is no bucket's, such as gs://bucket/folder."""
     return "://" not in os.fspath(path)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from animate_jax.compiled import keep_compiled
 from animate_jax.data.records import INFO, NAME, VERSION
 from animate_jax.errors import PartnerLost, UserError
-from animate_jax.files import directory_path, is_local
+from animate_jax.files import is_local, make_directory
 from animate_jax.training.checkpoint import latest_step
 from animate_jax.training.config import load_config, workdir_config
 from animate_jax.training.train import train as run_training
@@ -35,7 +35,7 @@ def train(options) -> None:
         config = load_config(options.config, options.overrides)
     else:
         config = workdir_config(options.workdir, options.overrides)
-    workdir = directory_path(options.workdir)
+    workdir = make_directory(options.workdir)
     try:
         _join(options)
         keep_compiled(options.compiled)

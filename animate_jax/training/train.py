@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from animate_jax.config import ModelConfig
 from animate_jax.data.input import training_batches
 from animate_jax.errors import Terminated, UserError
-from animate_jax.files import directory_path
+from animate_jax.files import directory_path, make_directory
 from animate_jax.models.animate_anyone import COMPONENTS
 from animate_jax.parallel.mesh import batch_shards, input_share, make_mesh, place_batch
 from animate_jax.training import checkpoint
@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = Tr
     All processes of a pod call it together, after `jax.distributed.initialize`. Raises UserError
     for what does not fit and where a loss is not finite or leaps; Terminated after SIGTERM.
     """
-    workdir = directory_path(workdir)
+    workdir = make_directory(workdir)
     mesh = make_mesh(config.mesh.to_dict())
     with jax.set_mesh(mesh), _precision(config), _terminated() as terminated:
         stage = make_stage(config, mesh)

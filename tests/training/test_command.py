@@ -56,6 +56,16 @@ def test_earlier_stages_take_the_same_data(trained, tmp_path):
         assert stage.validation.path == "v"
 
 
+@pytest.mark.parametrize("option", ["--workdir", "--compiled"])
+def test_a_file_where_a_directory_goes(tmp_path, capsys, option):
+    (tmp_path / "file").touch()
+    places = {"--workdir": tmp_path / "w"} | {option: tmp_path / "file"}
+    arguments = [str(text) for pair in places.items() for text in pair]
+    assert main(["train", "--config", "configs/tiny_autoencoder.py", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert "file: no directory" in told and "File exists" in told and told.count("\n") == 1
+
+
 def test_puppets_are_drawn_into_a_bucket_too(buckets, tmp_path, monkeypatch):
     monkeypatch.setenv("ANIMATE_JAX_CACHE", str(tmp_path / "cache"))
     puppets = load_config("configs/tiny_stage1.py", ["puppets.clips=3", "puppets.size=64"]).puppets
