@@ -16,6 +16,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from animate_jax.config import ModelConfig
 from animate_jax.models.attention import BoundLayer
@@ -28,6 +29,30 @@ from animate_jax.models.unet import BODY_PLACES, UNet, checkpoint_policy
 from animate_jax.pose.body_places import body_places
 
 COMPONENTS = ("denoising_unet", "reference_unet", "pose_guider", "autoencoder", "image_encoder")
+
+
+def _module(component, config, dtype=jnp.float32, remat="none"):
+    kinds = {"pose_guider": PoseGuider, "autoencoder": Autoencoder, "image_encoder": ImageEncoder}
+    if component in kinds:
+        return kinds[component](config, dtype)
+    return UNet(config, dtype, remat)
+
+
+@functools.lru_cache(maxsize=32)  # tracing a UNet takes seconds, and this is asked for often
+def _shapes(component, config) -> dict:
+    """{path: jax.ShapeDtypeStruct} of one component's parameters; nothing is computed."""
+    module, method = _module(component, config), None
+    if isinstance(module, UNet):
+        # Two image tokens, for with one the cross-attention leaves its queries and keys unused.
+        size = 2 ** (len(config.block_out_channels) - 1)
+        latents = jnp.zeros((1, 1, size, size, config.in_channels))
+        image_tokens = jnp.zeros((1, 2, config.cross_attention_dim))
+        inputs, method = (latents, jnp.zeros(1, jnp.int32), image_tokens), "bind_and_call"
+    else:
+        size = config.image_size if component == "image_encoder" else 64
+        inputs = (jnp.zeros((1, size, size, 3)),)
+    init = functools.partial(module.init, method=method)
+    return flatten_dict(jax.eval_shape(init, jax.random.key(0), *inputs)["params"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,32 +69,11 @@ class AnimateAnyone:
 
     def module(self, component: str):
         """The Flax module of one component."""
-        kind = {
-            "pose_guider": PoseGuider,
-            "autoencoder": Autoencoder,
-            "image_encoder": ImageEncoder,
-        }
-        config = getattr(self.config, component)
-        if component in kind:
-            return kind[component](config, self.dtype)
-        return UNet(config, self.dtype, self.remat)
+        return _module(component, getattr(self.config, component), self.dtype, self.remat)
 
     def shapes(self, component: str) -> dict:
         """The parameter tree of one component as jax.ShapeDtypeStruct, float32."""
-        module = self.module(component)
-        if isinstance(module, UNet):
-            # Two image tokens, for with one the cross-attention leaves its queries and keys unused.
-            size = 2 ** (len(module.config.block_out_channels) - 1)
-            latents = jnp.zeros((1, 1, size, size, module.config.in_channels))
-            image_tokens = jnp.zeros((1, 2, module.config.cross_attention_dim))
-            inputs, method = (latents, jnp.zeros(1, jnp.int32), image_tokens), "bind_and_call"
-        else:
-            size = 8 * self.config.autoencoder.downscale
-            if component == "image_encoder":
-                size = self.config.image_encoder.image_size
-            inputs, method = (jnp.zeros((1, size, size, 3)),), None
-        init = functools.partial(module.init, method=method)
-        return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
+        return unflatten_dict(_shapes(component, getattr(self.config, component)))
 
     def init(self, seed: int, components: tuple[str, ...] = COMPONENTS) -> dict:
         """Random parameters of the components, as one tree of float32 numpy arrays."""

@@ -7,14 +7,12 @@ may be local or in a bucket (`gs://...`). `config.json` is written last and make
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -43,10 +41,9 @@ Path = tuple[str, ...]
 Leaves = dict[Path, jax.ShapeDtypeStruct]
 
 
-@functools.lru_cache(maxsize=16)  # tracing a UNet takes seconds, and writers ask twice
-def component_shapes(config: ModelConfig, component: str) -> Mapping[Path, jax.ShapeDtypeStruct]:
+def component_shapes(config: ModelConfig, component: str) -> Leaves:
     """{path: float32 ShapeDtypeStruct} of one component's parameters; nothing is computed."""
-    return MappingProxyType(flatten_dict(AnimateAnyone(config).shapes(component)))
+    return flatten_dict(AnimateAnyone(config).shapes(component))
 
 
 def in_motion(path: Path) -> bool:
