@@ -145,7 +145,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(model, files, tmp_path, capsys
         (["--fps", "-1"], "frames per second"),
         (["--initial-noise", str(tmp_path / "other.npy")], "other.npy"),
         (["--side-by-side", str(out.parent / ".." / "out" / "video.mp4")], "two outputs"),
-        (["--compiled", str(tmp_path / "text.npz")], "compiled programs cannot be kept"),
+        (["--compiled", str(tmp_path / "text.npz")], "text.npz: no directory"),
     ]
     for more, message in cases:
         code = animate(model, files, out, *SMALL, "--retarget", "none", *more)
