@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from animate_jax.errors import UserError
@@ -89,19 +88,21 @@ def resolve_source(text: str, *, patterns: Iterable[str] | None = None) -> Path:
     if not match or folder.is_absolute() or ".." in folder.parts:
         raise UserError(f"{text}: is not of the form {_HUB_FORM}")
     repository, revision = match["repository"], match["revision"]
+    listed = []
     if folder.suffix in _SUFFIXES:
         attempts = [((str(folder),), ())]
     elif patterns is not None:
         attempts = [(_within(folder, patterns), ())]
     else:
-        attempts = [(_within(folder, (*_DESCRIPTIONS, *a)), ignored) for a, ignored in _ATTEMPTS]
-    # fnmatch's star takes in slashes: without this, all of a pipeline's networks match.
-    nested = str(folder / "*" / "*")
-    listed = _listed(repository, revision) if patterns is None else []
+        listed = _listed(repository, revision)
+        # The hub's star takes in slashes: without this, all of a pipeline's networks match.
+        nested = str(folder / "*" / "*")
+        attempts = [
+            (_within(folder, (*_DESCRIPTIONS, *allowed)), (*ignored, nested))
+            for allowed, ignored in _ATTEMPTS
+        ]
     for allowed, ignored in attempts:
-        if patterns is None:
-            ignored = (*ignored, nested)
-            _refuse_several(text, _matching(listed, allowed, ignored))
+        _refuse_several(text, _matching(listed, allowed, ignored))
         path = _download(text, repository, revision, allowed, ignored) / folder
         if patterns is not None or _weight_files(path):
             break
@@ -113,18 +114,20 @@ def resolve_source(text: str, *, patterns: Iterable[str] | None = None) -> Path:
 def _listed(repository: str, revision: str | None) -> list[str]:
     """Names of a repository's files; none where they cannot be had: the download says why."""
     try:
-        from huggingface_hub import list_repo_files
+        from huggingface_hub import model_info  # list_repo_files asks six times where none answers
 
-        return list_repo_files(repository, revision=revision)
+        files = model_info(repository, revision=revision, timeout=10).siblings or []
+        return [file.rfilename for file in files]
     except Exception:
         return []
 
 
 def _matching(names: list[str], allowed: tuple[str, ...], ignored: tuple[str, ...]) -> list[str]:
-    def any_of(patterns, name):
-        return any(fnmatch(name, pattern) for pattern in patterns)
+    if not names:
+        return []
+    from huggingface_hub.utils import filter_repo_objects
 
-    return [name for name in names if any_of(allowed, name) and not any_of(ignored, name)]
+    return list(filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=ignored))
 
 
 def _refuse_several(text: str, names: Iterable[str]) -> None:

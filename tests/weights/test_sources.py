@@ -212,6 +212,10 @@ class Hub:
             save(self.folder / name, 1)
         return str(self.folder)
 
+    def model_info(self, repo_id, *, revision, timeout):
+        files = [types.SimpleNamespace(rfilename=name) for name in self.files]
+        return types.SimpleNamespace(siblings=files)
+
     def fetched(self) -> set[str]:
         files = (p for p in self.folder.rglob("*") if p.is_file())
         return {str(p.relative_to(self.folder)) for p in files}
@@ -222,7 +226,7 @@ def hub(tmp_path, monkeypatch):
     def install(*files):
         hub = Hub(tmp_path / "snapshot", *files)
         module = types.SimpleNamespace(
-            snapshot_download=hub.snapshot_download, list_repo_files=lambda *_, **__: files
+            snapshot_download=hub.snapshot_download, model_info=hub.model_info
         )
         monkeypatch.setitem(sys.modules, "huggingface_hub", module)
         return hub
@@ -326,7 +330,8 @@ def test_failures_of_the_hub_become_one_line(monkeypatch, kind, message):
     def fail(*_, **__):
         raise hub_failure(kind)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    for request in ("snapshot_download", "model_info"):
+        monkeypatch.setattr(huggingface_hub, request, fail)
     with pytest.raises(UserError, match=f"hf:owner/name: .*{message}") as caught:
         resolve_source("hf:owner/name")
     assert "\n" not in str(caught.value)
