@@ -8,6 +8,7 @@ result yet; then the clip directory is put together from all results, in the ord
 import functools
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from dataclasses import asdict
@@ -31,8 +32,8 @@ OURS = {"clips", "keypoints", METADATA, DROPS, "records", "report.html", "work"}
 def open_build(out: str | os.PathLike, work: str | None = None, overwrite: bool = False) -> str:
     """Makes the build directory `out` where it is missing; returns the place of working files.
 
-    An earlier build is continued, or removed with `overwrite`. Raises UserError when `out` holds
-    anything else.
+    An earlier build is continued, or removed with `overwrite`. What a killed one was writing is
+    removed; other hidden files are left alone. Raises UserError when `out` holds anything else.
     """
     out = Path(out)
     check_place(out)
@@ -43,21 +44,42 @@ def open_build(out: str | os.PathLike, work: str | None = None, overwrite: bool 
         check_place(work)
         if Path(work).exists() and not Path(work).is_dir():
             raise UserError(f"{work}: is a file; choose another place for --work")
-    entries = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    present = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    entries, leftovers = _known(present, OURS)
     if not entries <= OURS:
         raise UserError(f"{out}: holds {min(entries - OURS)}; choose a new directory")
-    if entries - {"work"} and read_bytes(join(work, "settings.json")) is None:
+    if (entries | leftovers) - {"work"} and read_bytes(join(work, "settings.json")) is None:
         raise UserError(f"{out}: holds clips, but no work of this command; choose a new directory")
     if overwrite:
-        held = {name.split("/")[0] for name in list_files(work)}
+        held, unfinished = _known({name.split("/")[0] for name in list_files(work)}, WORK)
         if held and not {"settings.json"} <= held <= WORK:
             strange = min(held - WORK, default="no settings.json")
             raise UserError(f"{work}: holds {strange}; --overwrite removes only what build left")
-        delete(work)
         for name in entries - {"work"}:
-            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+            delete(out / name)
+        # The settings last: without them the rest would not be known as ours.
+        for name in sorted(held | unfinished, key=lambda name: name == "settings.json"):
+            delete(join(work, name))
+    for name in leftovers:
+        delete(out / name)
     out.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def _known(names, ours) -> tuple[set[str], set[str]]:
+    """Of the names in a directory those that are not hidden, and those of files of `ours` that a
+    process which is no more was writing."""
+    leftovers = set()
+    for name in names:
+        match = re.fullmatch(r"\.(.+)\.(\d+)\.(?:part|old)", name)
+        if match and match[1] in ours and not _running(match[2]):
+            leftovers.add(name)
+    return {name for name in names if not name.startswith(".")}, leftovers
+
+
+def _running(process):
+    """Whether another process has this number, where the system tells; ours may have been used."""
+    return int(process) != os.getpid() and Path("/proc", process).exists()
 
 
 def make_clips(
@@ -76,7 +98,7 @@ def make_clips(
                 continue
             delete(place)  # the video was replaced
             delete(join(work, "poses", video.key))
-        jobs.append(Job(video, place))
+        jobs.append(Job(video, place, video.source))
     run_jobs(functools.partial(load_cut, settings), jobs, running, "clips", "video")
 
 
@@ -101,7 +123,7 @@ def make_poses(work: str, settings: PoseSettings, running: Running) -> None:
             if f"{video.key}/{name}" not in done:
                 path = join(work, "clips", video.key, f"{name}.mp4")
                 task = Clip(name, path, clip["fps"], clip["width"], clip["height"])
-                jobs.append(Job(task, join(work, "poses", video.key, name)))
+                jobs.append(Job(task, join(work, "poses", video.key, name), name))
     run_jobs(functools.partial(load_pose, settings), jobs, running, "poses", "clip")
 
 

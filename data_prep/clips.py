@@ -14,7 +14,7 @@ from PIL import Image
 from animate_jax.errors import UnreadableError, UserError
 from animate_jax.video.reading import probe_video, read_frames
 from animate_jax.video.writing import SHORT_GROUPS, exact_rate, write_video
-from data_prep.layouts import Video
+from data_prep.layouts import Video, printable
 from data_prep.places import RESULT, local_copy
 from data_prep.scenes import cut_detector, find_scenes
 
@@ -86,7 +86,8 @@ def cut_video(video: Video, settings: CutSettings) -> dict[str, bytes]:
             # Without the place on this machine, so that results compare.
             detail = str(error).replace(str(path), video.source).replace(video.path, video.source)
             files, result["clips"] = {}, []
-            result["drops"] = [{"scene": None, "reason": UNREADABLE, "detail": detail}]
+            drop = {"scene": None, "reason": UNREADABLE, "detail": printable(detail)}
+            result["drops"] = [drop]
     files[RESULT] = (json.dumps(result) + "\n").encode()
     return files
 
@@ -110,7 +111,7 @@ def _clips(path, video, settings, drops, directory) -> Iterator[tuple[dict, byte
         if len(scene) < settings.min_seconds * fps - 0.5:
             detail = f"{len(scene) / fps:.2f} seconds, at least {settings.min_seconds:g} are asked"
             drop = {"reason": TOO_SHORT, "detail": f"{detail} for"}
-        elif scene.static:
+        elif scene.static or len(scene) == 1:  # as of a time-lapse
             drop = {"reason": STATIC, "detail": "nothing moves"}
         if drop:
             drops.append({"scene": _seconds(scene, fps), **drop})

@@ -32,8 +32,9 @@ PICTURES = re.compile(r"(?:(.*)/)?([^/]+)/images/[^/]+\.(?:png|jpe?g)", re.IGNOR
 class Video:
     """One video file, or directory of pictures with the rate `fps` they were taken at.
 
-    source: its name in records and messages, a path relative to the collection. split: "train" or
-    "validation" where the collection says so. size: bytes, to notice that it was replaced.
+    source: its name in records and messages, a path relative to the collection, `printable`.
+    split: "train" or "validation" where the collection says so. size: bytes, to notice that it was
+    replaced.
     """
 
     source: str
@@ -47,6 +48,11 @@ class Video:
         """A name for files: readable, free of separators, and different for every source."""
         readable = re.sub(r"[^A-Za-z0-9]+", "_", os.path.splitext(self.source)[0]).strip("_")
         return f"{readable[-40:]}-{hashlib.sha256(self.source.encode()).hexdigest()[:8]}"
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what UTF-8 cannot hold: bytes of file names in another encoding."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def find_videos(
@@ -88,7 +94,7 @@ _EXPECTED = {
 def _in_folders(place, names: Mapping[str, int]) -> list[Video]:
     chosen = [n for n in names if n.lower().endswith(VIDEO_SUFFIXES)]
     chosen.sort(key=natural_key)
-    return [Video(name, join(place, name), size=names[name]) for name in chosen]
+    return [Video(printable(n), join(place, n), size=names[n]) for n in chosen]
 
 
 def _in_ubc_fashion(place, names: Mapping[str, int]) -> list[Video]:
@@ -96,7 +102,7 @@ def _in_ubc_fashion(place, names: Mapping[str, int]) -> list[Video]:
     chosen = [n for n in names if re.fullmatch(r"(train|test)/[^/]+\.mp4", n, re.IGNORECASE)]
     chosen.sort(key=natural_key)
     return [
-        Video(n, join(place, n), split=splits[n.split("/")[0].lower()], size=names[n])
+        Video(printable(n), join(place, n), split=splits[n.split("/")[0].lower()], size=names[n])
         for n in chosen
     ]
 
@@ -109,7 +115,7 @@ def _in_tiktok(place, names: Mapping[str, int]) -> list[Video]:
             sizes[folder] = sizes.get(folder, 0) + size
     return [
         Video(
-            folder,
+            printable(folder),
             join(place, folder, "images"),
             fps=TIKTOK_FPS,
             split=_tiktok_split(folder),
@@ -142,7 +148,7 @@ def _from_meta_json(path) -> list[Video]:
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             raise UserError(f"{path}: entry {number} has no video_path; {_EXPECTED['meta-json']}")
         where, size = _locate(name, path)
-        videos.append(Video(name, where, size=size))
+        videos.append(Video(printable(name), where, size=size))
     return videos
 
 

@@ -80,12 +80,17 @@ def store(place: str | os.PathLike, files: Mapping[str, bytes]) -> None:
 
 
 def delete(place: str | os.PathLike) -> None:
-    """Removes a folder with all it holds, if it is there."""
+    """Removes a file, or a folder with all it holds, if it is there."""
     if is_remote(place):
-        names = list_files(place)
-        _file_systems().delete([join(place, name) for name in names]) if names else None
-    elif os.path.isdir(place):
+        paths = [join(place, name) for name in list_files(place)]
+        if _file_systems().exists(os.fspath(place)):
+            paths.append(os.fspath(place))
+        if paths:
+            _file_systems().delete(paths)
+    elif os.path.isdir(place) and not os.path.islink(place):
         shutil.rmtree(place)
+    elif os.path.lexists(place):
+        os.unlink(place)
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def write_records(
 
 def _check_target(out, overwrite):
     if out.is_dir():
-        present = {entry.name for entry in out.iterdir()}
+        present = {entry.name for entry in out.iterdir()} - {".DS_Store"}  # by macOS, anywhere
         if present and not overwrite:
             raise UserError(f"{out}: exists; choose another directory or add --overwrite")
         if not present <= {NAME, SPLITS_FILE, DROPS_FILE}:

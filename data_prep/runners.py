@@ -26,10 +26,12 @@ Work = Callable[[Any], dict[str, bytes]]
 
 @dataclass(frozen=True)
 class Job:
-    """A task, which `prepare()(task)` turns into files, and the place of these files."""
+    """A task, which `prepare()(task)` turns into files, the place of these files, and the name that
+    errors give the task."""
 
     task: Any
     place: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def run_jobs(
 ) -> None:
     """Does all jobs in any order; `prepare` must be picklable.
 
-    Raises UserError when a worker dies, and what a job raises, with the job's place.
+    Raises UserError when a worker dies, and what a job raises, with the job's name or place.
     """
     if not jobs:
         return
@@ -87,10 +89,12 @@ def do_job(work: Work, job: Job) -> None:
     """Does one job and writes its files."""
     try:
         files = work(job.task)
-    except UserError:
-        raise
-    except Exception as error:
+    except UserError as error:
         # Of thousands of videos, which one?
+        if job.name in str(error):
+            raise
+        raise type(error)(f"{job.name}: {error}") from error
+    except Exception as error:
         raise RuntimeError(f"{job.place}: {type(error).__name__}: {error}") from error
     store(job.place, files)
 

@@ -1,10 +1,12 @@
 """Pictures and videos into RGB arrays: Pillow decodes pictures, PyAV (FFmpeg) decodes videos.
 
 What is returned is what a viewer would show: EXIF and display-matrix rotations are applied,
-transparency is laid over white, and non-square pixels are stretched to square ones.
+transparency is laid over white, non-square pixels are stretched to square ones, and ICC profiles of
+pictures are converted to sRGB.
 """
 
 import errno
+import io
 import itertools
 import os
 import re
@@ -17,7 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import Colorspace
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from animate_jax.errors import UnreadableError, UserError, UserNote
 from animate_jax.video.timing import evenly, frame_rate
@@ -29,8 +31,12 @@ _OF_THE_MACHINE = {
     for name in "EMFILE ENFILE EIO ENOMEM ENOSPC ESTALE ETIMEDOUT ENOTCONN EINTR EAGAIN".split()
     if hasattr(errno, name)
 }
+_OF_EITHER = {errno.EIO, errno.ENOMEM}  # FFmpeg says these of damaged files too
 _UNSAID = 2  # FFmpeg's number for a colour space that a file does not tell
 _HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer curves of high dynamic range
+# Colour space of an ICC profile -> modes of pictures that it can describe, the first of them as
+# which they are converted.
+_PROFILED = {"RGB ": ("RGB", "RGBA", "P", "L"), "GRAY": ("L",), "CMYK": ("CMYK",)}
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class VideoInfo:
 
 
 def image_to_rgb(image: Image.Image) -> np.ndarray:
-    """A Pillow picture of any mode -> uint8 (height, width, 3) RGB, upright, alpha over white."""
+    """A Pillow picture of any mode -> uint8 (height, width, 3) sRGB, upright, alpha over white."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         values = np.nan_to_num(np.asarray(image, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
@@ -62,14 +68,35 @@ def image_to_rgb(image: Image.Image) -> np.ndarray:
         if isinstance(clear, int):
             grey[values == clear] = 255
         return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
+    clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    image = _in_srgb(image.convert("RGBA") if clear else image, image.info.get("icc_profile"))
+    if clear:
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return np.array(image.convert("RGB"))
 
 
+def _in_srgb(image, profile):
+    """The picture in the colours that its ICC profile means; as it is where the profile is broken
+    or none."""
+    if not profile:
+        return image
+    try:
+        meant = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        modes = _PROFILED.get(meant.profile.xcolor_space, ())
+        if image.mode not in modes:
+            return image
+        flat = ImageCms.profileToProfile(
+            image.convert(modes[0]), meant, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, OSError):
+        return image
+    if image.mode == "RGBA":
+        flat.putalpha(image.getchannel("A"))
+    return flat
+
+
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """The picture file at `path` -> uint8 (height, width, 3) RGB.
+    """The picture file at `path` -> uint8 (height, width, 3) sRGB.
 
     Raises UnreadableError when the file is missing, or no picture that Pillow decodes completely.
     """
@@ -179,6 +206,10 @@ def _read_file(path, stride, drawn):
                 continue
             decoded += 1
             yield picture
+    if not decoded and _is_animated(path):
+        raise UnreadableError(
+            f"{path}: an animated picture of a kind that is not read; convert it to .mp4 or .gif"
+        )
     if not decoded:
         reason = f" ({failures[0]})" if failures else ""
         raise UnreadableError(
@@ -187,6 +218,14 @@ def _read_file(path, stride, drawn):
     if failures:
         note = f"damaged; parts that cannot be decoded are left out: {len(failures)}"
         warnings.warn(f"{path}: {note} ({failures[0]})", UserNote, stacklevel=2)
+
+
+def _is_animated(path):
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "is_animated", False)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def _decoded(path, container, stream, failures):
@@ -205,7 +244,8 @@ def _decoded(path, container, stream, failures):
         try:
             frames = packet.decode()
         except (av.FFmpegError, ValueError) as error:
-            _require_disk(path, error)
+            if not failures:  # it may read the whole file
+                _require_disk(path, error)
             failures.append(error)
             continue
         yield from frames
@@ -225,8 +265,21 @@ def _open(path):
 
 
 def _require_disk(path, error):
-    if getattr(error, "errno", None) in _OF_THE_MACHINE:
+    """Raises UserError where an error is not the file's fault."""
+    number = getattr(error, "errno", None)
+    either = isinstance(error, av.FFmpegError) and number in _OF_EITHER
+    if number in _OF_THE_MACHINE and not (either and _reads_through(path)):
         raise UserError(f"{path}: cannot be read now ({error}); try again") from error
+
+
+def _reads_through(path):
+    try:
+        with open(path, "rb") as file:
+            while file.read(2**20):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def _require_file(path, kind):

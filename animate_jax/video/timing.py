@@ -8,30 +8,45 @@ import numpy as np
 
 FALLBACK_FPS = 30.0  # for a video file that declares no usable rate
 FASTEST = 120.0  # frames a second that an uneven video is read at, at most
-STRAY = 1.0  # frames by which times may leave an even rate
+MOST_PLAUSIBLE = 1000.0  # frames a second; what is faster has damaged times
+STRAY = 0.03  # seconds, and no more than a frame, by which times may leave an even rate
 LONGEST_STILL = 10.0  # seconds that one frame is shown, at most
 
 
 def frame_rate(container, stream) -> tuple[float, bool]:
     """Frames per second, and whether frames are spaced evenly; reads a file's packets if in doubt.
 
-    Of an uneven video it is the rate of most of its frames.
+    Of an uneven video it is the rate of most of its frames. How long the last frame is shown counts
+    in a GIF only, and not where it is held.
     """
-    if container.format.name == "gif" and stream.frames and stream.duration:
-        # Durations of GIF frames vary to meet a rate on average; FFmpeg looks at the first few.
-        return float(stream.frames / (stream.duration * stream.time_base)), True
     average, base = (rate and float(rate) for rate in (stream.average_rate, stream.base_rate))
     usable = bool(average) and 0.1 <= average <= 300  # 1000 says milliseconds, not frames
-    if usable and base and abs(average / base - 1) < 0.002:
+    gif = container.format.name == "gif"  # its rates are those of the first few frames
+    if not gif and usable and base and abs(average / base - 1) < 0.002:
         return average, True
     times = _shown(container, stream)
+    if gif and stream.duration:
+        end = float(stream.duration * stream.time_base)
+        if rate := _even_rate(np.append(times, end)):
+            return rate, True
+    if rate := _even_rate(times):
+        return rate, True
     if len(times) < 2:
         return average if usable else FALLBACK_FPS, True
-    mean = (len(times) - 1) / (times[-1] - times[0])
+    return _plausible(min(FASTEST, 1 / np.median(np.diff(times)))), False
+
+
+def _even_rate(times):
+    """The rate that evenly spaced times have; None for others, and where there are too few."""
+    if len(times) < 2:
+        return None
+    rate = (len(times) - 1) / (times[-1] - times[0])
     stray = np.abs(times - np.linspace(times[0], times[-1], len(times))).max()
-    if stray * mean <= STRAY:
-        return round(float(mean), 3), True
-    return round(min(FASTEST, float(1 / np.median(np.diff(times)))), 3), False
+    return _plausible(rate) if stray <= min(STRAY, 1 / rate) else None
+
+
+def _plausible(rate):
+    return round(float(np.clip(rate, 1 / LONGEST_STILL, MOST_PLAUSIBLE)), 3)
 
 
 def _shown(container, stream):

@@ -55,6 +55,10 @@ class PuppetSet:
             raise UserError(
                 f"{self.width}x{self.height} pixels: sides from {MIN_SIDE} to {MAX_SIDE} are drawn"
             )
+        if self.width % 2 or self.height % 2:
+            raise UserError(
+                f"{self.width}x{self.height} pixels: videos have even sides; give even ones"
+            )
         if self.clips % self.group:
             raise UserError(
                 f"{self.clips} clips cannot be grouped by {self.group}; give a multiple of it"

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import load_keypoints
 from animate_jax.video.reading import read_frames
 from animate_jax.video.writing import write_video
 from data_prep import runners
 from data_prep.__main__ import main
+from data_prep.build import open_build
 
 CUT = ["--min-seconds", "0.5", "--size", "256", "--min-size", "100", "--licence", "BSD-3-Clause"]
 ROOT = Path(__file__).parents[2]
@@ -172,6 +174,36 @@ def test_killed_and_continued(built, collection, tmp_path, media_cache):
     assert run(*arguments) == 0
     assert run("poses", out) == 0
     assert tree(out) == tree(built)
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path):
+    """And what a running one writes, or the system put there, is left alone."""
+    out = tmp_path / "out"
+    work = Path(open_build(out))
+
+    def leave():
+        for name in (".records.99999999.part", ".records.99999999.old", f".records.{alive}.part"):
+            (out / name / "animate_clips").mkdir(parents=True, exist_ok=True)
+        killed = f".metadata.jsonl.{os.getpid()}.part", ".report.html.99999999.part"
+        for name in (*killed, ".DS_Store", "work/settings.json", "work/.DS_Store", *written):
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text("{}")
+
+    def names(place):
+        return {path.name for path in place.iterdir()}
+
+    alive = os.getppid()
+    written = "metadata.jsonl", "clips/a.mp4", "work/.videos.json.99999999.part"
+    leave()
+    kept = {".DS_Store", f".records.{alive}.part", "work"}
+    open_build(out)
+    assert names(out) == kept | {"metadata.jsonl", "clips"}
+    leave()
+    open_build(out, overwrite=True)
+    assert names(out) == kept and names(work) == {".DS_Store"}
+    (out / ".records.99999999.part").mkdir()
+    with pytest.raises(UserError, match="no work of this command"):
+        open_build(out)
 
 
 def test_finished_work_is_not_done_again(built, collection, monkeypatch):

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import sys
 
 import av
@@ -11,7 +12,7 @@ from animate_jax.errors import UserError
 from animate_jax.video.reading import probe_video, read_frames
 from animate_jax.video.writing import write_video
 from data_prep.clips import CutSettings, clip_size, cut_video, load_cut, resized
-from data_prep.layouts import Video
+from data_prep.layouts import Video, find_videos
 
 SETTINGS = CutSettings(min_seconds=0.5, max_seconds=2.0, min_size=32, size=96)
 
@@ -135,6 +136,13 @@ def test_static_and_small_videos_are_dropped(tmp_path):
     ]
 
 
+def test_frames_of_a_time_lapse_are_no_clips(tmp_path):
+    write_video(tmp_path / "a.mp4", moving(3), 0.02)
+    result, _ = cut(tmp_path / "a.mp4", CutSettings(min_size=32))
+    assert result["clips"] == []
+    assert [drop["reason"] for drop in result["drops"]] == ["static"] * 3
+
+
 def test_a_directory_of_pictures_is_a_video(tmp_path):
     (tmp_path / "00001").mkdir()
     for index, frame in enumerate(moving(40)):
@@ -163,13 +171,26 @@ def test_what_is_no_video_is_a_drop(tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "folder.mp4").mkdir()
     audio_only(tmp_path / "sound.mp4")
-    for name in ("noise", "empty", "header", "text", "folder", "sound", "gone"):
+    write_video(tmp_path / "a.webm", moving(2), 20)
+    (tmp_path / "webm.mp4").write_bytes((tmp_path / "a.webm").read_bytes()[:100])
+    for name in ("webm", "noise", "empty", "header", "text", "folder", "sound", "gone"):
         result, files = cut(tmp_path / f"{name}.mp4")
         (drop,) = result["drops"]
         assert drop["reason"] == "unreadable" and drop["scene"] is None, name
         assert drop["detail"].startswith("a film.mp4: "), name
         assert str(tmp_path) not in drop["detail"]
         assert result["clips"] == [] and files == {}
+
+
+def test_names_that_are_not_unicode(tmp_path):
+    whole, broken = (tmp_path / os.fsdecode(name) for name in (b"\xe9.mp4", b"\xe8.mp4"))
+    write_video(tmp_path / "a.mp4", moving(40), 20)
+    os.rename(tmp_path / "a.mp4", whole)
+    broken.write_bytes(whole.read_bytes()[:300])
+    lost, found = (cut_video(v, SETTINGS) for v in find_videos(tmp_path))
+    assert len(found) == 2
+    (drop,) = json.loads(lost["result.json"])["drops"]
+    assert drop["detail"].startswith(r"\udce8.mp4: ") and drop["detail"].isascii()
 
 
 def test_a_video_that_breaks_off_gives_what_is_there(tmp_path):

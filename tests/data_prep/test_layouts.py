@@ -44,6 +44,18 @@ def test_keys_are_safe_and_differ(tmp_path):
     assert all(key.isascii() and len(key) < 50 and not set(key) & set("/\\. ") for key in keys)
 
 
+def test_names_that_are_not_unicode_can_be_written_down(tmp_path):
+    names = [os.fsdecode(name) for name in (b"caf\xe9.mp4", b"caf\xe8.mp4")]
+    touch(tmp_path, *names, *(f"train/{name}" for name in names))
+    for layout, count in (("folder", 4), ("ubc-fashion", 2)):
+        videos = find_videos(tmp_path, layout)
+        assert all(os.path.isfile(video.path) and video.source.isascii() for video in videos)
+        assert len({video.key for video in videos}) == count
+    (tmp_path / "meta.json").write_text(json.dumps([{"video_path": f"{names[0]}"}]))
+    (video,) = find_videos(tmp_path / "meta.json", "meta-json")
+    assert video.source.encode() and video.key and os.path.isfile(video.path)
+
+
 def test_ubc_fashion_keeps_its_split(tmp_path):
     touch(tmp_path, "train/91b.mp4", "train/91a.mp4", "test/A1.mp4", "train/sub/no.mp4", "no.mp4")
     videos = find_videos(tmp_path, "ubc-fashion")

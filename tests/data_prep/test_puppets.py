@@ -321,6 +321,8 @@ def test_motion_files(tmp_path):
         ("--clips 0 --size 128 --seed 1", "clips is 0"),
         ("--clips 1 --size 8 --seed 1", "sides from"),
         ("--clips 1 --size 4096 --seed 1", "sides from"),
+        ("--clips 1 --size 65 --seed 1", "65x65 pixels: videos have even sides"),
+        ("--clips 1 --size 64 --height 67 --seed 1", "64x67 pixels: videos have even sides"),
         ("--clips 3 --size 128 --seed 1 --pairs", "give a multiple"),
         ("--clips 1 --size 128 --seed -1", "seed -1"),
         ("--clips 1 --size 128 --seed 1 --fps 0", "frames per second"),

@@ -396,6 +396,7 @@ def test_earlier_records_stay_until_new_ones_are_whole(copy, tmp_path, monkeypat
         write(copy, out, overwrite=True)
     assert files(out) == before
     assert sorted(os.listdir(tmp_path)) == ["puppets", "records"]
+    (out / ".DS_Store").touch()
     write(copy, out, overwrite=True)
     assert files(out) != before
     (out / "letters.txt").write_text("mine")

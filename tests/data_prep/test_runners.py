@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UnreadableError, UserError
 from data_prep.clips import CutSettings, load_cut
 from data_prep.layouts import Video
 from data_prep.places import list_files, read_bytes, store
@@ -43,6 +43,17 @@ def test_a_bug_names_the_job(tmp_path):
 
     with pytest.raises(RuntimeError, match=r"/film: KeyError: 'film'"):
         run_jobs(prepare, jobs(tmp_path, "film"), Running(workers=1), "words", "word")
+
+
+@pytest.mark.parametrize("message", ["0 frames per second", "/videos/a film.mp4: try again"])
+def test_bad_input_names_the_job_once(tmp_path, message):
+    def work(task):
+        raise UnreadableError(message)
+
+    job = Job("task", str(tmp_path / "task"), "a film.mp4")
+    with pytest.raises(UnreadableError, match=message) as raised:
+        run_jobs(lambda: work, [job], Running(workers=1), "clips", "video")
+    assert str(raised.value).count("a film.mp4: ") == 1
 
 
 def test_processes_do_the_jobs_too(tmp_path):

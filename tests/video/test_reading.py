@@ -1,3 +1,4 @@
+import errno
 import io
 from fractions import Fraction
 
@@ -5,9 +6,9 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import Colorspace
-from PIL import Image
+from PIL import Image, ImageCms
 
-from animate_jax.errors import UserError, UserNote
+from animate_jax.errors import UnreadableError, UserError, UserNote
 from animate_jax.video.reading import image_to_rgb, probe_video, read_frames, read_image
 from animate_jax.video.writing import SHORT_GROUPS, write_video
 
@@ -85,6 +86,40 @@ def test_exif_orientation_is_applied(tmp_path, orientation, upright):
     exif[0x0112] = orientation
     Image.fromarray(QUADRANTS).save(tmp_path / "phone.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "phone.png"), upright(QUADRANTS))
+
+
+def profile_bytes(*changes):
+    """The sRGB profile with other bytes in place of some."""
+    content = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for old, new in changes:
+        assert old in content
+        content = content.replace(old, new)
+    return content
+
+
+def test_colour_profiles_are_applied(tmp_path):
+    swapped = profile_bytes((b"rXYZ", b"xXYZ"), (b"gXYZ", b"rXYZ"), (b"xXYZ", b"gXYZ"))
+    gamma = (0x26666).to_bytes(4, "big"), (0x18000).to_bytes(4, "big")  # 2.4 becomes 1.5
+    light = profile_bytes((b"RGB XYZ ", b"GRAYXYZ "), (b"rTRC", b"kTRC"), gamma)
+
+    def read(picture, profile):
+        suffix = "tif" if picture.mode == "CMYK" else "png"
+        picture.save(tmp_path / f"a.{suffix}", icc_profile=profile)
+        return read_image(tmp_path / f"a.{suffix}")[0, 0].astype(int)
+
+    colour = Image.new("RGB", (2, 2), (200, 60, 40))
+    assert np.abs(read(colour, swapped) - (60, 200, 40)).max() <= 2
+    assert np.abs(read(colour.quantize(2), swapped) - (60, 200, 40)).max() <= 2
+    colour.putalpha(0)
+    assert read(colour, swapped).tolist() == [255] * 3
+    colour.putalpha(128)
+    assert np.abs(read(colour, swapped) - (157, 227, 147)).max() <= 2
+    grey = Image.new("L", (2, 2), 100)
+    assert np.abs(read(grey, profile_bytes()) - 100).max() <= 1
+    assert read(grey, light).min() > 120
+    ink = Image.new("CMYK", (2, 2), (0, 255, 255, 0))
+    for picture, unfit in ((ink, swapped), (colour.convert("RGB"), light), (grey, b"broken")):
+        assert read(picture, unfit).tolist() == image_to_rgb(picture)[0, 0].tolist()
 
 
 def test_unreadable_pictures_are_named(tmp_path):
@@ -267,6 +302,29 @@ def test_files_that_are_no_videos_are_named(tmp_path):
             probe_video(tmp_path / name)
 
 
+def test_damage_is_told_from_trouble_of_the_disk(tmp_path, monkeypatch):
+    """FFmpeg says "Input/output error" of both."""
+    write_video(tmp_path / "whole.webm", counting_clip(), 25)
+    content = (tmp_path / "whole.webm").read_bytes()
+    (tmp_path / "cut.webm").write_bytes(content[:100])
+    with pytest.raises(UnreadableError, match="cut.webm: not a readable video.*Input/output"):
+        next(read_frames(tmp_path / "cut.webm"))
+
+    def gone(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("animate_jax.video.reading.open", gone, raising=False)
+    with pytest.raises(UserError, match="cut.webm: cannot be read now.*try again"):
+        next(read_frames(tmp_path / "cut.webm"))
+
+
+def test_animated_pictures_are_to_be_converted(tmp_path):
+    first, *rest = (Image.fromarray(frame) for frame in counting_clip(3))
+    first.save(tmp_path / "a.webp", save_all=True, append_images=rest)
+    with pytest.raises(UnreadableError, match="a.webp: an animated picture.*convert it to .mp4"):
+        next(read_frames(tmp_path / "a.webp"))
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_uneven_frames_are_read_as_they_are_shown(tmp_path, suffix):
     """Five frames at 25 a second, one that stays for 0.2 s, four more; before, all lasted alike."""
@@ -278,6 +336,39 @@ def test_uneven_frames_are_read_as_they_are_shown(tmp_path, suffix):
     assert shown == [0, 1, 2, 3, 4, 4, 4, 4, 4, 5, 6, 7, 8, 9]
     assert probe_video(path).fps == 25 and abs(probe_video(path).frames_hint - 14) <= 1
     assert grey_levels(read_frames(path, stride=4)) == [0, 4, 4, 8]
+
+
+@pytest.mark.parametrize(
+    "durations, fps, shown",
+    [
+        ([50] * 9 + [3000], 20, list(range(10))),
+        ([50] * 4 + [300] + [50] * 5, 20, [0, 1, 2, 3] + [4] * 6 + [5, 6, 7, 8, 9]),
+        ([70, 60, 70] * 3, 15, list(range(9))),
+        ([400, 600], 2.5, [0, 1]),
+        ([500], 2, [0]),
+    ],
+)
+def test_a_held_frame_does_not_slow_a_gif_down(tmp_path, durations, fps, shown):
+    first, *rest = (Image.fromarray(frame) for frame in counting_clip(len(durations)))
+    path = tmp_path / "a.gif"
+    first.save(path, save_all=True, append_images=rest, duration=durations)
+    assert probe_video(path).fps == pytest.approx(fps, abs=0.01)
+    assert grey_levels(read_frames(path)) == shown
+
+
+def test_a_held_frame_does_not_slow_a_short_video_down(tmp_path):
+    path = tmp_path / "a.mkv"
+    encode_at(path, counting_clip(6), [0, 100, 200, 400, 500, 600])
+    assert probe_video(path).fps == 10
+    assert grey_levels(read_frames(path)) == [0, 1, 2, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("times, fps", [([0, 150_000, 300_000], 0.1), ([0, 1], 1000)])
+def test_rates_are_possible(tmp_path, times, fps):
+    path = tmp_path / "lapse.mkv"
+    encode_at(path, counting_clip(len(times)), times)
+    assert probe_video(path).fps == fps
+    assert grey_levels(read_frames(path)) == list(range(len(times)))
 
 
 def test_a_rate_that_is_not_declared_is_that_of_the_frames(tmp_path):
