@@ -43,14 +43,16 @@ OPTIONS=" settings to node worker "
 name='' zone='' project='' accelerator_type='' slices=1 runtime_version='' provisioning=on-demand
 workdir='' config='' repo='' ref='' compiled='' override='' secret='' create_flag='' connect_flag=''
 settings='' to='' node=0 worker=0 kill='' then_delete='' dry=''
+commit='' # that `watch` sends, in place of what ref is by now
 # The one place of XLA flags: `plan` compiles with them and `train` runs with them. They let
 # collectives overlap with computation.
-libtpu_args="--xla_tpu_enable_async_collective_fusion=true\
+USUAL_LIBTPU_ARGS="--xla_tpu_enable_async_collective_fusion=true\
  --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true\
  --xla_tpu_enable_async_collective_fusion_multiple_steps=true\
  --xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true\
  --xla_tpu_enable_data_parallel_all_reduce_opt=true\
  --xla_tpu_data_parallel_opt_different_sized_ops=true"
+libtpu_args=$USUAL_LIBTPU_ARGS
 
 STATE=${LAUNCH_STATE:-$HOME/.local/state/animate-jax/tpu} # what was given last time, by name
 POLL=${LAUNCH_POLL_SECONDS:-60}
@@ -140,7 +142,10 @@ store_settings() {
   local key line
   [ -z "$dry" ] || return 0
   mkdir -p "$STATE"
-  for key in $SETTINGS; do printf '%s=%s\n' "$key" "${!key}"; done >"$STATE/$name.new"
+  for key in $SETTINGS; do
+    # The usual flags are those of this script, not of the one that was here last time.
+    [ "$key=${!key}" = "libtpu_args=$USUAL_LIBTPU_ARGS" ] || printf '%s=%s\n' "$key" "${!key}"
+  done >"$STATE/$name.new"
   for key in $LISTS; do
     while IFS= read -r line; do printf '%s=%s\n' "$key" "$line"; done < <(printf %s "${!key}")
   done >>"$STATE/$name.new"
@@ -318,7 +323,7 @@ setup() {
   if [ -z "$repo" ]; then
     [ -z "$(git -C "$HERE" status --porcelain)" ] || say "what is not committed is not sent"
     set -- "$@" "$temporary/source.tar.gz"
-    run git -C "$HERE" archive --format=tar.gz -o "$temporary/source.tar.gz" "${ref:-HEAD}"
+    run git -C "$HERE" archive --format=tar.gz -o "$temporary/source.tar.gz" "${commit:-${ref:-HEAD}}"
   fi
   everywhere "mkdir -p -m 700 $REMOTE && rm -f $REMOTE/secrets && echo worker ready" >/dev/null
   # gcloud's scp ends well where it copied nothing, as with an agent that lacks its key.
@@ -479,8 +484,8 @@ watch() {
   local refusals=0 pause
   # The commit of now, also when commits are added while this runs.
   if [ -z "$repo" ]; then
-    ref=$(git -C "$HERE" rev-parse "${ref:-HEAD}")
-    git -C "$HERE" cat-file -e "$ref:${config#./}" 2>/dev/null ||
+    commit=$(git -C "$HERE" rev-parse "${ref:-HEAD}")
+    git -C "$HERE" cat-file -e "$commit:${config#./}" 2>/dev/null ||
       bad "--config $config is not in the commit that is sent; commit it, or name it as it is there"
   fi
   if [ -n "$dry" ]; then

@@ -311,6 +311,21 @@ def test_watch_recreates_what_is_preempted_and_ends_with_the_training(cloud):
     assert process.err().count("+ gcloud compute tpus queued-resources create") == 3
 
 
+def test_what_follows_a_watch_sends_the_commit_of_then(cloud):
+    cloud.running()
+    process = watch(cloud)
+    cloud.until_trained(2)
+    cloud.trainer(0)
+    assert process.wait(PATIENCE) == 0
+    stored = (cloud.folder / "state/dance").read_text()
+    assert "\nref=\n" in stored and "libtpu_args" not in stored
+    (cloud.checkout / "later").touch()
+    git(cloud.checkout, "add", ".")
+    git(cloud.checkout, "commit", "-qm", "later")
+    cloud.launch("setup", "--name", "dance")
+    assert all((worker / "animate-tpu/source/later").exists() for worker in cloud.workers())
+
+
 def test_watch_waits_whether_a_failure_was_a_preemption(cloud):
     cloud.launch("create", *FLAGS, "--spot")
     process = watch(cloud, LAUNCH_GRACE_POLLS="1000")
