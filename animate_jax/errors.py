@@ -26,4 +26,11 @@ class UserNote(UserWarning):
 
 
 class Terminated(Exception):
-    """The process was told to end and has kept what the same command needs to go on."""
+    """The process was told to end and has kept what the same command needs to go on.
+
+    `code` is what a shell says of the signal that told it: 143 for SIGTERM, 130 for Ctrl-C.
+    """
+
+    def __init__(self, message: str, code: int = 143):
+        super().__init__(message)
+        self.code = code

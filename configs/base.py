@@ -13,6 +13,7 @@ from animate_jax.training.optimizer import OptimizerConfig
 
 
 def get_config() -> ConfigDict:
+    """Locked: who sets a key that is not here is told so."""
     config = ConfigDict()
     config.seed = 0
     config.steps = 30_000
@@ -94,4 +95,4 @@ def get_config() -> ConfigDict:
         }
     )
     config.profile = (0, 0)  # first and last step of a trace to look at
-    return config
+    return config.lock()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 import warnings
 
@@ -52,16 +54,33 @@ def run(options: argparse.Namespace, program: str) -> int:
         sys.stdout = None  # or Python complains once more when it ends
     except Terminated as end:
         say(str(end))
-        return 143  # as a shell says of SIGTERM
+        return end.code
     except KeyboardInterrupt:
         say("interrupted")
         return 130
     except Exception as error:
         if isinstance(error, MemoryError) or _of_device_memory(error):
-            reason = _one_line(error)[:200]
+            reason = _cut(error)
             return failed(error, f"error: {MEMORY}" + f" ({reason})" * bool(reason), 2)
+        if _of_full_disk(error):
+            line = f"error: the disk is full; make room, or write elsewhere ({_cut(error)})"
+            return failed(error, line, 2)
         return failed(error, _unexpected(error), 1)
     return 0
+
+
+def _of_full_disk(error):
+    """Whether it, or what it came of, says so; TensorStore and PyAV have errors of their own."""
+    while error is not None:
+        known = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if known or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _cut(error):
+    return _one_line(error)[:200]
 
 
 def _of_device_memory(error):

@@ -17,8 +17,13 @@ def count_flops(function: Callable, *arguments) -> float:
     backward pass computes again (`jax.checkpoint`).
     """
     # A jitted function may carry options that only the outermost may have.
-    traced = function if hasattr(function, "trace") else jax.jit(function)
-    return _flops(traced.trace(*arguments).jaxpr.jaxpr)
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    return traced_flops(jitted.trace(*arguments))
+
+
+def traced_flops(traced: jax.stages.Traced) -> float:
+    """As `count_flops`, of a function that has been traced already."""
+    return _flops(traced.jaxpr.jaxpr)
 
 
 def _flops(jaxpr: core.Jaxpr) -> float:

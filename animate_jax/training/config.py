@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +27,8 @@ PREFIX = "--config."
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> ConfigDict:
     """The locked config of a file, after `key.subkey=value` overrides.
 
-    Raises UserError where the file has no get_config, or an override names no key of it or has
-    another type.
+    Raises UserError where the file has no get_config or it sets what configs/base.py does not have,
+    or an override names no key of it or has another type.
     """
     path = _existing(Path(path))
     spec = importlib.util.spec_from_file_location("training_config", path)
@@ -47,7 +49,21 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
         sys.path[:] = before
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: has no get_config(); see configs/base.py for what it returns")
-    return _overridden(module.get_config(), overrides)
+    try:
+        config = module.get_config()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_blame(path, spec.origin, error)) from error
+    return _overridden(config, overrides)
+
+
+def _blame(path, origin, error) -> str:
+    """The line of the config at which an error came up, and what it says."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = [frame.lineno for frame in frames if frame.filename == origin][-1]
+    # ml_collections shows the whole config, its line ends escaped.
+    said = str(error).replace("\\n", "\n")
+    said = re.sub(r' Other fields present: ".*"(?=\nDid|.?$)', "", said, flags=re.DOTALL)
+    return f"{path}, line {line}: {type(error).__name__}: {' '.join(said.split())}"
 
 
 def _existing(path: Path) -> Path:

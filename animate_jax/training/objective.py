@@ -311,21 +311,29 @@ def batch_loss(model, params, batch, keys, options, shards: int, size: int) -> j
     return denoising_loss(model, params, example, draws, options)
 
 
-def fixed_loss(model, params, batch, number, options, shards: int, size: int) -> jax.Array:
+def fixed_loss(
+    model, params, batch, number, options, shards: int, size: int, slices: int = 1
+) -> jax.Array:
     """Losses (B,) of validation batch `number`: the same noise and timesteps whenever it is asked
-    for, timesteps spread evenly, nothing dropped."""
-    rows = batch["frames"].shape[0]
-    keys = sample_keys(VALIDATION_SEED, number, jnp.arange(rows))
-    if isinstance(options, ReconstructionLoss):
-        return reconstruction_loss(model, params, _signed(batch["frames"][:, 0]), keys, options)
-    example = encode_batch(model, params, batch, keys, shards, size)
-    draws = draw_randomness(model, keys, example.latents.shape[1:], options)
+    for, timesteps spread evenly, nothing dropped. The batch goes through in `slices` parts."""
+    count = batch["frames"].shape[0]
+    rows = jnp.arange(count)
+    keys = sample_keys(VALIDATION_SEED, number, rows)
     # Multiples of the golden ratio cover [0, 1) evenly, however many there are.
-    place = (number * rows + jnp.arange(rows) + 0.5) * GOLDEN_RATIO % 1
+    place = (number * count + rows + 0.5) * GOLDEN_RATIO % 1
     timesteps = (place * model.config.schedule.num_train_timesteps).astype(jnp.int32)
-    kept = jnp.ones(rows, bool)
-    draws = Draws(timesteps, draws.noise, kept, kept)
-    return denoising_loss(model, params, example, draws, options)
+
+    def losses(part):
+        batch, keys, timesteps = part
+        if isinstance(options, ReconstructionLoss):
+            return reconstruction_loss(model, params, _signed(batch["frames"][:, 0]), keys, options)
+        example = encode_batch(model, params, batch, keys, shards, size)
+        draws = draw_randomness(model, keys, example.latents.shape[1:], options)
+        kept = jnp.ones(timesteps.shape, bool)
+        draws = Draws(timesteps, draws.noise, kept, kept)
+        return denoising_loss(model, params, example, draws, options)
+
+    return in_slices(losses, (batch, keys, timesteps), shards, count // (shards * slices))
 
 
 VALIDATION_SEED = 20311117  # the paper's number; no training seed is likely to meet it

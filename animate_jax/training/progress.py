@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from animate_jax.errors import UserError
 from animate_jax.parallel.chips import peak_flops
+from animate_jax.tpu.count_flops import traced_flops
 from animate_jax.training.metrics import MetricsWriter
 from animate_jax.training.optimizer import learning_rate_schedule
 from animate_jax.training.stages import Stage, parameter_counts
@@ -23,13 +24,20 @@ class Progress:
     """Follows the steps of a run; only the first process speaks and writes."""
 
     def __init__(
-        self, stage: Stage, writer: MetricsWriter, workdir: epath.Path, first: int, show: bool
+        self,
+        stage: Stage,
+        writer: MetricsWriter,
+        workdir: epath.Path,
+        first: int,
+        pending: list,
+        show: bool,
     ):
+        """Goes on after step `first`, with what `pending` was then."""
         self._stage, self._writer, self._workdir = stage, writer, workdir
         self._config = stage.config
         self._first_process = jax.process_index() == 0
         self._rate = learning_rate_schedule(stage.optimizer_config, stage.config.steps)
-        self._flops = None
+        self._flops = 0.0
         self._tracing = False
         self._bar = tqdm(
             total=stage.config.steps,
@@ -39,6 +47,7 @@ class Progress:
             disable=not (show and self._first_process),
             dynamic_ncols=True,
         )
+        self.pending = pending  # loss and gradient norm of steps that are in no row yet
         self._begin()
         learned, frozen = parameter_counts(stage)
         sizes = ", ".join(f"{size} {name}" for name, size in stage.mesh.shape.items())
@@ -54,9 +63,10 @@ class Progress:
     def compile(self, step, state, frozen, batch):
         """The step compiled for its arguments."""
         start = time.monotonic()
-        compiled = step.lower(state, frozen, batch).compile()
-        costs = compiled.cost_analysis()
-        self._flops = (costs[0] if isinstance(costs, list) else costs or {}).get("flops")
+        traced = step.trace(state, frozen, batch)
+        compiled = traced.lower().compile()
+        # XLA's own count knows nothing of kernels, and has what is computed again.
+        self._flops = traced_flops(traced) / self._stage.mesh.size
         memory = compiled.memory_analysis()
         need = ""
         if memory is not None:
@@ -92,22 +102,23 @@ class Progress:
         loss, norm, stopped = jax.device_get((metrics.loss, metrics.gradient_norm, metrics.stopped))
         if stopped:
             return True
-        self._losses.append(float(loss))
-        self._norms.append(float(norm))
+        self.pending.append((float(loss), float(norm)))
+        self._steps += 1
         self._bar.update()
         if step % self._config.log_every == 0 or step == self._config.steps:
             self._log(step)
         return False
 
     def _begin(self):
-        self._losses, self._norms = [], []
-        self._waited, self._started = 0.0, time.monotonic()
+        self._waited, self._steps, self._started = 0.0, 0, time.monotonic()
 
     def _log(self, step):
-        seconds, count = time.monotonic() - self._started, len(self._losses)
+        seconds, count = time.monotonic() - self._started, self._steps
+        loss, norm = np.mean(self.pending, axis=0)
+        self.pending = []
         values = {
-            "loss": np.mean(self._losses),
-            "gradient_norm": np.mean(self._norms),
+            "loss": loss,
+            "gradient_norm": norm,
             "learning_rate": float(self._rate(step - 1)),
             "samples_per_second": count * self._config.data.batch_size / seconds,
             "seconds_per_step": seconds / count,

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import threading
 
 import jax
@@ -47,7 +48,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = Tr
     """Trains a stage in `workdir`, or goes on with it, and writes the finished model into it.
 
     All processes of a pod call it together, after `jax.distributed.initialize`. Raises UserError
-    for what does not fit and where a loss is not finite or leaps; Terminated after SIGTERM.
+    for what does not fit and where a loss is not finite or leaps; Terminated after SIGTERM or
+    Ctrl-C.
     """
     workdir = make_directory(workdir)
     mesh = make_mesh(config.mesh.to_dict())
@@ -77,18 +79,24 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
         plain_config = json.loads(config.to_json_best_effort())
         learned, frozen = load_parameters(stage)
         first = manager.latest_step() or 0
-        changed = []
+        if first > config.steps:
+            raise UserError(
+                f"{workdir}: has a checkpoint of step {first} already, config.steps is"
+                f" {config.steps}; raise it, or begin in another --workdir"
+            )
+        changed, pending = [], []
         if first:
             del learned
             state, position = checkpoint.restore(manager, stage.state_shapes())
             state = state.replace(stopped=jnp.zeros_like(state.stopped))
+            pending = position.pop("pending", [])
             batches.set_state(position)
             changed = changed_keys(checkpoint.stored_config(workdir), plain_config)
         else:
             state = stage.new_state(learned)  # which takes the arrays over
         writer = MetricsWriter(workdir, first)
         train_step, under_way = None, collections.deque()
-        progress = Progress(stage, writer, workdir, first, show)
+        progress = Progress(stage, writer, workdir, first, pending, show)
         if changed:
             progress.say(f"changed since the last checkpoint: {', '.join(changed)}")
         with contextlib.closing(progress):
@@ -105,7 +113,7 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
                 under_way.append((step, metrics))
 
                 last = step == config.steps
-                ended = terminated.is_set() or (manager.reached_preemption(step) and not last)
+                ended = bool(terminated) or (manager.reached_preemption(step) and not last)
                 evaluate = validation and (
                     last or (not ended and step % config.validation.every == 0)
                 )
@@ -115,7 +123,7 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
                     if progress.stopped(number, metrics):
                         # The state is that before the step, which changed nothing.
                         kept = number - 1
-                        _save(manager, state, kept, plain_config, force=True)
+                        _save(manager, state, kept, progress, plain_config, force=True)
                         manager.wait_until_finished()
                         raise progress.explain(number, metrics)
                 loss = None
@@ -123,14 +131,15 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
                     loss = progress.validate(validation, state, frozen, step)
                 if save:
                     writer.flush()  # first: a checkpoint without its log would leave a gap
-                    _save(manager, state, step, plain_config, loss, force=last or ended)
+                    _save(manager, state, step, progress, plain_config, loss, force=last or ended)
                 # After the state is safe: it takes a while, and the machine may be about to go.
                 if evaluate and config.validation.videos and not ended:
                     progress.show_videos(validation, state, frozen, step)
                 if ended:
                     manager.wait_until_finished()
                     raise Terminated(
-                        f"told to end after step {step}, which is saved; the same command goes on"
+                        f"told to end after step {step}, which is saved; the same command goes on",
+                        128 + (terminated or [signal.SIGTERM])[0],
                     )
     return state, frozen
 
@@ -159,8 +168,8 @@ def _measured_config(stage, state, frozen):
     return dataclasses.replace(config, autoencoder=autoencoder)
 
 
-def _save(manager, state, step, config, loss=None, *, force=False):
-    position = {"next_batch": step}  # a step takes one batch
+def _save(manager, state, step, progress, config, loss=None, *, force=False):
+    position = {"next_batch": step, "pending": list(progress.pending)}  # a step takes one batch
     checkpoint.save(manager, state, step, position, config, validation_loss=loss, force=force)
 
 
@@ -202,17 +211,29 @@ def _precision(config):
 
 @contextlib.contextmanager
 def _terminated():
-    """An event that SIGTERM sets, in place of ending the process.
+    """A list that SIGTERM, or Ctrl-C, is put into in place of ending the process at once; the
+    second does.
 
     The processes of a pod have to save the same step: there Orbax learns of the signal from
     jax.distributed, which needs it for itself.
     """
-    event = threading.Event()
+    received = []
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield event
+        yield received
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: event.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def receive(number, frame):
+        received.append(number)
+        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            again = "again ends it at once, without"
+            print(f"\nending after this step, which is saved; Ctrl-C {again}", file=sys.stderr)
+
     try:
-        yield event
+        for number in before:
+            signal.signal(number, receive)
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

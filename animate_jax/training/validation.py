@@ -81,8 +81,8 @@ class Validation:
         """The mean over the records, at most `validation.batches` batches of them."""
         total = count = 0.0
         for number, batch in enumerate(self._batches(self._loss_input)):
-            losses = np.asarray(self._losses(learned, frozen, batch, np.int32(number)))
-            real = _everywhere(batch["record"], self._stage)[:, 0] != FILLER
+            losses, records = self._losses(learned, frozen, batch, np.int32(number))
+            losses, real = np.asarray(losses), np.asarray(records)[:, 0] != FILLER
             total, count = total + losses[real].sum(), count + real.sum()
         return float(total / count)
 
@@ -114,7 +114,7 @@ class Validation:
 
     def _fixed_losses(self, learned, frozen, batch, number):
         stage = self._stage
-        return fixed_loss(
+        losses = fixed_loss(
             stage.model,
             merge(learned, frozen),
             batch,
@@ -122,7 +122,10 @@ class Validation:
             stage.options,
             batch_shards(stage.mesh),
             stage.config.encode_pictures,
+            # What fits in training has to fit here.
+            stage.config.accumulate,
         )
+        return losses, batch["record"]
 
     def _sample_batch(self, learned, frozen, batch):
         stage, options = self._stage, self._stage.config.validation
@@ -151,16 +154,14 @@ class Validation:
                 stage.config.encode_pictures,
             )
             skeletons = draw_batch(batch["keypoints"], height, width)
-            latents = sample_examples(
-                model,
-                params,
-                reference_latents,
-                image_tokens,
-                skeletons,
-                options.steps,
-                options.guidance,
-                body_keypoints(model, batch),
-            )
+            keys = sample_keys(VALIDATION_SEED, 0, jnp.arange(rows))
+
+            def sample(part):
+                return sample_examples(model, params, *part, options.steps, options.guidance)
+
+            # One clip of each device at a time, which takes little more than a step of training.
+            known = reference_latents, image_tokens, skeletons, body_keypoints(model, batch), keys
+            latents = in_slices(sample, known, batch_shards(stage.mesh), 1)
             flat = latents.reshape(-1, *latents.shape[2:])
             sampled = slices(lambda x: model.decode_latents(params, x), flat)
             skeletons = jnp.round(skeletons * 255).astype(jnp.uint8)
@@ -176,14 +177,14 @@ def sample_examples(
     reference_latents,
     image_tokens,
     skeletons,
+    keypoints,
+    keys,
     steps: int,
     guidance: float,
-    keypoints=(None, None),
 ) -> jax.Array:
-    """Latents (B, F, h, w, C) of B clips, by DDIM from fixed noise; arguments as in `Example`."""
-    rows, frames = skeletons.shape[:2]
-    shape = (frames, *reference_latents.shape[1:])
-    keys = sample_keys(VALIDATION_SEED, 0, jnp.arange(rows))
+    """Latents (B, F, h, w, C) of B clips, by DDIM from the noise of their keys (B,); the other
+    arguments as in `Example`."""
+    shape = (skeletons.shape[1], *reference_latents.shape[1:])
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
     clip_keypoints, reference_keypoints = keypoints
     reference = model.encode_reference(params, reference_latents, image_tokens, reference_keypoints)
@@ -195,12 +196,6 @@ def sample_examples(
     state = noise, jnp.zeros_like(noise)
     known = bound, pose_features, table, np.int32(0), np.float32(guidance), keys[0]
     return sample_clip(model, params, state, *known)[0]
-
-
-def _everywhere(array, stage):
-    """A batch-sharded array as numpy, whole, on every process."""
-    copy = jax.jit(lambda x: x, out_shardings=replicated(stage.mesh))
-    return np.asarray(copy(array))
 
 
 def _write(target: epath.Path, videos: np.ndarray) -> None:

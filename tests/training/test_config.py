@@ -61,6 +61,23 @@ def test_bad_files(tmp_path):
         load_config(tmp_path / "broken.py")
 
 
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("config.stpes = 500", 'mine.py, line 5: .*"stpes" does not exist.*Did you mean "steps"'),
+        ("config.validation.evry = 5", '"evry" does not exist'),
+        ("config.optimzer.x = 1", 'line 5: AttributeError: .*optimzer.* Did you mean "optimizer"'),
+        ("config.steps = 'many'", "line 5: TypeError"),
+    ],
+)
+def test_a_key_that_no_config_has(tmp_path, line, message):
+    lines = ["from configs import stage1", "def get_config():", "    config = stage1.get_config()"]
+    (tmp_path / "mine.py").write_text("\n".join([*lines, "", f"    {line}", "    return config"]))
+    with pytest.raises(UserError, match=message) as error:
+        load_config(tmp_path / "mine.py")
+    assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
 def test_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch):
     here = load_config("configs/tiny_stage2.py")
     monkeypatch.syspath_prepend(os.getcwd())  # as where the package is installed

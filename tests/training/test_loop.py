@@ -1,6 +1,7 @@
 """The loop with a loss that compiles at once: going on, stopping, what is kept and told."""
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -85,22 +86,36 @@ def dying_after(make, count, error):
     return wrapped
 
 
-def test_sigterm_saves_first(quick, records, tmp_path):
-    loop.train(config(records), tmp_path / "whole", progress=False)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first(quick, records, tmp_path, number, capsys):
+    whole = config(records, "log_every=4")  # rows that the interruption cuts in two
+    loop.train(whole, tmp_path / "whole", progress=False)
+    before = signal.getsignal(number)
 
     def trace(self, step):
         if step == 5:  # an odd one, at which no checkpoint is due
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
+            assert signal.getsignal(number) == before  # the second time it is as ever
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("animate_jax.training.progress.Progress.trace", trace)
-        with pytest.raises(Terminated, match="after step 5"):
-            loop.train(config(records), tmp_path / "ended", progress=False)
+        with pytest.raises(Terminated, match="after step 5") as ended:
+            loop.train(whole, tmp_path / "ended", progress=False)
+    assert ended.value.code == 128 + number
+    assert ("Ctrl-C again" in capsys.readouterr().err) == (number == signal.SIGINT)
     assert (tmp_path / "ended" / "checkpoints" / "5").exists()
-    loop.train(config(records), tmp_path / "ended", progress=False)
+    loop.train(whole, tmp_path / "ended", progress=False)
+    assert sorted(losses(tmp_path / "whole")) == [4, 8, 12]
     assert losses(tmp_path / "ended") == losses(tmp_path / "whole")
     assert np.array_equal(kernel(tmp_path / "ended"), kernel(tmp_path / "whole"))
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
+
+
+def test_fewer_steps_than_there_are(quick, records, tmp_path):
+    loop.train(config(records, "steps=3"), tmp_path, progress=False)
+    with pytest.raises(UserError, match="checkpoint of step 3 already, config.steps is 2"):
+        loop.train(config(records, "steps=2"), tmp_path, progress=False)
+    assert finished_step(tmp_path) == 3
 
 
 def test_a_bad_loss_names_the_records_and_keeps_the_state(records, tmp_path, monkeypatch):
@@ -211,6 +226,18 @@ def test_too_little_memory_is_no_bug(error, capsys):
     assert run(argparse.Namespace(run=end, debug=False), "animate-jax") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "too little memory" in line and "--width" in line and "accumulate" in line
+
+
+def test_a_full_disk_is_no_bug(capsys):
+    def end(options):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/array")
+        except OSError as error:
+            raise ValueError("no checkpoint") from error
+
+    assert run(argparse.Namespace(run=end, debug=False), "animate-jax") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the disk is full; make room" in line
 
 
 def test_preemption_is_agreed_on_in_steps_of_the_process(quick, records, tmp_path, monkeypatch):

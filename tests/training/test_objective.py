@@ -126,3 +126,20 @@ def test_references_are_encoded_as_their_mean_and_frames_sampled(model):
             )
         np.testing.assert_allclose(example.reference_latents, references, atol=1e-5)
         np.testing.assert_allclose(example.latents, frames, atol=1e-5)
+
+
+def test_validation_in_slices_has_the_same_losses(model, params):
+    """Whatever part a row is in, its noise is that of its place in the batch."""
+    with jax.set_mesh(make_mesh({"data": 1}, jax.devices()[:1])):
+        pictures = np.random.default_rng(0).integers(0, 256, (6, 1, 16, 16, 3), np.uint8)
+        options = ReconstructionLoss(latent_noise=0.5)
+
+        def losses(slices):
+            compute = lambda p: objective.fixed_loss(  # noqa: E731
+                model, p, {"frames": pictures}, 2, options, 1, 8, slices
+            )
+            return np.asarray(jax.jit(compute)(params))
+
+        whole = losses(1)
+        assert whole.std() > 1e-3 * whole.mean()
+        np.testing.assert_allclose(losses(3), whole, rtol=1e-5)
