@@ -1,5 +1,9 @@
 """Kernels are chosen by the platform that a program is compiled for, and spread over its mesh."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,3 +99,42 @@ def test_rows_stay_on_their_devices():
     (line,) = told(6, data=2, fsdp=4)
     assert '{"data"}, {?}' in line
     assert told(5, data=2, fsdp=4) == told(8, data=1, fsdp=1) == []
+
+
+ON_EIGHT_DEVICES = """
+import functools, jax
+from animate_jax.kernels import feed_forward
+from animate_jax.kernels.dispatch import rows_over_mesh
+from animate_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from tests.kernels.test_feed_forward import example, plain
+from tests.parity import relative_l2
+
+kernel = functools.partial(feed_forward._fused, eps=1e-5, interpret=True)
+x, weights = example((4, 40, 32))
+cotangent = jax.random.normal(jax.random.key(1), x.shape)
+y, back = jax.vjp(plain, x, weights)
+expected = jax.device_get((y, back(cotangent)))
+mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+with jax.set_mesh(mesh):
+    rows = jax.device_put((x, cotangent), batch_sharding(mesh))
+    weights = jax.device_put(weights, replicated(mesh))
+
+    @jax.jit
+    def both(x, cotangent, weights):
+        y, back = jax.vjp(rows_over_mesh(kernel), x, weights)
+        return y, back(cotangent)
+
+    found = both(*rows, weights)
+assert len(found[0].sharding.device_set) == 8
+pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+print(max(relative_l2(jax.device_get(a), b) for a, b in pairs))
+"""
+
+
+def test_a_kernel_over_a_mesh_has_the_gradients_of_the_whole():
+    """Of the rows of every device, and of weights that all have: summed once over the rows."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", ON_EIGHT_DEVICES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) < 1e-6
