@@ -112,6 +112,8 @@ def _add_animate(command):
     motion.add_argument("--driving", metavar="VIDEO", help="a video of someone moving")
     motion.add_argument("--keypoints", metavar="NPZ", help="from `animate-jax pose`")
     motion.add_argument("--pose-video", metavar="VIDEO", help="skeletons already drawn")
+    add("--pose-fit", default="keep", choices=["keep", "stretch"], help="drawn skeletons of"
+        " other proportions than the reference's: fitted on black, or stretched")  # fmt: skip
     add("--out", required=True, nargs="+", help=".mp4, .webm, .gif, .npy, or a directory for PNG"
         " frames; several, too")  # fmt: skip
     add("--width", type=_positive, help="in pixels; by default from the model and the picture")

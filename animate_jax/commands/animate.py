@@ -19,10 +19,14 @@ from animate_jax.inference.pipeline import (
 )
 from animate_jax.inference.preprocessing import resize, skeleton_pixels
 from animate_jax.inference.windows import make_windows
+from animate_jax.pose.keypoints import load_keypoints
 from animate_jax.pose.render import draw_skeletons
 from animate_jax.video.reading import probe_video, read_image
 from animate_jax.video.writing import check_output, exact_rate, side_by_side, write_video
 from animate_jax.weights.model_directory import BUNDLED, read_config
+
+# Of a decoded video that is held for all outputs; what is larger is decoded anew for every one.
+HELD_BYTES = 2**30
 
 
 def animate(options) -> None:
@@ -75,6 +79,7 @@ def animate(options) -> None:
         windows=options.windows,
         sampler=options.sampler,
         eta=options.eta,
+        lazy=12 * len(motion) * size[0] * size[1] > HELD_BYTES,
     )
 
     def joined():  # one frame at a time: a long clip three times over takes much memory
@@ -134,7 +139,8 @@ def _initial_noise(path):
 def _frames_hint(options) -> int:
     """How many frames there will be, as far as that is known beforehand; else 0."""
     if options.keypoints:
-        return options.frames or 0
-    hint = probe_video(options.driving or options.pose_video).frames_hint
+        hint = len(load_keypoints(options.keypoints).points)
+    else:
+        hint = probe_video(options.driving or options.pose_video).frames_hint
     hint = -(-hint // options.stride)
     return min(hint, options.frames or hint)

@@ -44,7 +44,8 @@ from animate_jax.weights.model_directory import read_config
 BASELINE_MULTIPLE = 8  # of which sizes are, as those of most models
 PICTURES_FPS = 8.0
 # Of a video and its truth: what tells it, both clips, the character's pixels, and what is shown.
-Case = tuple[dict, np.ndarray, np.ndarray, np.ndarray | None, list[np.ndarray]]
+# Nothing but the first, with the reason as "left_out", where they do not fit.
+Case = tuple[dict, np.ndarray, np.ndarray, np.ndarray | None, list[np.ndarray]] | tuple[dict]
 # (reference picture, its keypoints, keypoints of the frames, seed, truth) to frames, uint8. Only
 # what measures the autoencoder looks at the truth.
 Generator = Callable[[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray], np.ndarray]
@@ -121,8 +122,12 @@ def _load_networks(options) -> Networks:
 
 def _measure(options, settings, cases: Iterator[Case], networks, windows) -> dict:
     """The report of all cases; memory holds one clip at a time, and features."""
-    rows, features, sizes = [], ([], []), set()
-    for told, predicted, truth, mask, shown in cases:
+    rows, unfit, features, sizes = [], [], ([], []), set()
+    for told, *clips in cases:
+        if not clips:
+            unfit.append(told)
+            continue
+        predicted, truth, mask, shown = clips
         frames = frame_scores(predicted, truth, mask, networks)
         row = {**told, "frames": len(truth), **clip_scores(frames, predicted, truth)}
         if options.frames_detail:
@@ -136,10 +141,12 @@ def _measure(options, settings, cases: Iterator[Case], networks, windows) -> dic
             joined = side_by_side(*shown, predicted, truth)
             place = Path(options.pictures) / f"{name}.mp4"
             write_video(place, joined, PICTURES_FPS, overwrite=options.overwrite)
+    if not rows:
+        raise UserError(unfit[0]["left_out"])
     distances = set_distances(*features, networks)
     settings = {**settings, "sizes": sorted(sizes)}
     reasons = left_out(networks, rows, windows, distances)
-    return make_report(settings, rows, distances, reasons)
+    return make_report(settings, [*rows, *unfit], distances, reasons)
 
 
 def _folders(options) -> tuple[dict, int, Iterator[Case]]:
@@ -151,7 +158,13 @@ def _folders(options) -> tuple[dict, int, Iterator[Case]]:
 
     def cases():
         for name, *paths in videos[: options.pairs]:
-            yield {"name": name}, *read_pair(*paths, **reading), None, []
+            try:
+                clips = read_pair(*paths, **reading)
+            except UserError as error:  # no reason to lose what was measured before
+                warnings.warn(f"{name} is left out: {error}", UserNote, stacklevel=2)
+                yield ({"name": name, "left_out": str(error)},)
+            else:
+                yield {"name": name}, *clips, None, []
 
     settings = {"predicted": str(options.predicted), "truth": str(options.truth), **reading}
     return settings, len(videos[: options.pairs]), cases()
@@ -263,15 +276,20 @@ def _case(pair: Pair, clips, size, generate: Generator, seed: int, options) -> C
     row = {**asdict(pair), "seed": seed}
     if pair.driving != pair.truth:
         # Another body's skeleton; the truth's own is where it should be already.
-        points = clip_frames(records[pair.driving], pair.numbers, size)[1]
+        # What the reference shows of the truth's motion, the driving clip shows at the same time.
+        there = pair.reference_frame < clips[pair.driving].frames
+        anchored = there and pair.reference == pair.truth
+        numbers = [pair.reference_frame] * anchored + [*pair.numbers]
+        points = clip_frames(records[pair.driving], numbers, size)[1]
         sizes = dict.fromkeys(("driving_size", "target_size", "reference_size"), size)
         try:
-            points = retarget(points, own, options.retarget, **sizes)
+            points = retarget(points, own, options.retarget, **sizes, anchored=anchored)
         except UserError as error:  # no reason to lose what was made before
             points = retarget(points, None, "none", **sizes)
             note = f"{pair.name}: {error}; its skeletons are left as they are"
             warnings.warn(note, UserNote, stacklevel=2)
             row["retarget"] = "none"
+        points = points[anchored:]
     predicted = generate(reference, own, points, seed, truth)
     shown = []
     if options.pictures:

@@ -10,9 +10,9 @@ import numpy as np
 
 from animate_jax.errors import UserError, UserNote
 from animate_jax.files import check_place
-from animate_jax.inference.preprocessing import fit_drawing
+from animate_jax.inference.preprocessing import fit_drawing, resize
 from animate_jax.pose.estimate import estimate_keypoints, estimate_picture, load_estimator
-from animate_jax.pose.keypoints import Keypoints, load_keypoints, load_written_points
+from animate_jax.pose.keypoints import Keypoints, load_keypoints, load_pose
 from animate_jax.pose.retarget import retarget
 from animate_jax.video.reading import VideoInfo, probe_video, read_frames
 from animate_jax.video.writing import exact_rate
@@ -45,14 +45,18 @@ def driving_motion(
 
     Keypoints (frames, 134, 3) in pixels of the video of `size` (width, height), retargeted to the
     person in the reference picture (H, W, 3); for --pose-video the drawn frames, stretched as the
-    reference is where their proportions are its own, else fitted into the size with theirs kept.
+    reference is where their proportions are its own, else fitted into the size with theirs kept;
+    with `--pose-fit stretch` all are stretched.
     """
     if options.pose_video:
         if options.retarget not in (None, "none"):
             raise UserError("--retarget needs keypoints; drawn skeletons are taken as they are")
         told = dict(stride=options.stride, limit=options.frames, drawn=True)
         frames = read_frames(options.pose_video, **told)
-        frames = np.stack([fit_drawing(frame, picture, *size, resample) for frame in frames])
+        if options.pose_fit == "stretch":
+            frames = np.stack([resize(frame, *size, resample) for frame in frames])
+        else:
+            frames = np.stack([fit_drawing(frame, picture, *size, resample) for frame in frames])
         info = _probed(options.pose_video, _rate(options.pose_video, options))
         return frames, info.fps / options.stride, None
     if options.driving:
@@ -130,13 +134,9 @@ def _reference(options, picture, estimator):
     mode = options.retarget or "scale"
     if mode == "none" and not options.reference_keypoints:
         return mode, None
-    if options.reference_keypoints and Path(options.reference_keypoints).suffix == ".json":
-        return mode, load_written_points(options.reference_keypoints)
-    if options.reference_keypoints:
-        given = load_keypoints(options.reference_keypoints)
-        scale = np.array([picture.shape[1] / given.width, picture.shape[0] / given.height, 1])
-        return mode, (given.points[0] * scale).astype(np.float32)
     size = picture.shape[1], picture.shape[0]
+    if options.reference_keypoints:
+        return mode, load_pose(options.reference_keypoints, *size)
     try:
         points = estimate_picture(picture, estimator())
         # Measured against itself: what cannot be measured is known before the long work.

@@ -44,7 +44,8 @@ def make_report(
     distances: Mapping[str, Mapping],
     left_out: Mapping[str, str],
 ) -> dict:
-    """The report: `rows` are clips, with metrics and "frames" beside what tells the clip.
+    """The report: `rows` are clips, with metrics and "frames" beside what tells the clip; or with
+    the reason as "left_out".
 
     Means are over clips; those of DisCo's metrics are over frames, as there.
     """
@@ -97,7 +98,8 @@ def _plain(value):
 
 def table(report: Mapping) -> str:
     """The means and distances for the console, and what was left out and why."""
-    lines = [f"{len(report['clips'])} clips; {INTERVAL}"]
+    unfit = [row for row in report["clips"] if "left_out" in row]
+    lines = [f"{len(report['clips']) - len(unfit)} clips; {INTERVAL}"]
     for name, summary in report["means"].items():
         arrow = {True: "higher is better", False: "lower is better", None: ""}[METRICS[name]]
         interval = summary["interval"]
@@ -111,6 +113,7 @@ def table(report: Mapping) -> str:
     for name, reason in report["left_out"].items():
         groups.setdefault(reason, []).append(name)
     lines += [f"without {', '.join(names)}: {reason}" for reason, names in groups.items()]
+    lines += [f"without the clip {row['name']}: {row['left_out']}" for row in unfit]
     return "\n".join(lines)
 
 

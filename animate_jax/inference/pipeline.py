@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +24,37 @@ from animate_jax.inference.preprocessing import (
 from animate_jax.inference.sampling import Video, sample, video_noise
 from animate_jax.inference.windows import make_windows
 from animate_jax.models.animate_anyone import AnimateAnyone
-from animate_jax.pose.keypoints import POINTS, Keypoints
+from animate_jax.pose.keypoints import POINTS, Keypoints, first_pose, load_keypoints, load_pose
 from animate_jax.pose.render import draw_skeletons, place_points
 from animate_jax.video.reading import image_to_rgb, read_image
+from animate_jax.video.writing import unit_range
 from animate_jax.weights.model_directory import BUNDLED, load_model
 
 WINDOW = 24  # frames, of the paper's clips
 # Pixels that pass the autoencoder or pose guider at once; it bounds their memory, not the result.
 CHUNK_PIXELS = 2**20
+
+
+@dataclass(frozen=True)
+class SampledVideo:
+    """A video that is decoded while it is walked through, each time anew: a long one takes much
+    less memory as latents. Its frames are float32 (height, width, 3) in [0, 1]."""
+
+    latents: np.ndarray  # (frames, h, w, channels)
+    decode: Callable[[np.ndarray], jax.Array]  # of `chunk` frames
+    chunk: int
+    progress: bool
+
+    def __len__(self):
+        return len(self.latents)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for part in self.parts():
+            yield from part
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """The frames, up to `chunk` at a time."""
+        return _in_chunks(self.decode, self.latents, self.chunk, "decoding", self.progress)
 
 
 class AnimateAnyonePipeline:
@@ -70,18 +95,20 @@ class AnimateAnyonePipeline:
         sampler: str = "ddim",
         eta: float = 0.0,
         progress: bool = True,
-    ) -> np.ndarray:
+        lazy: bool = False,
+    ) -> np.ndarray | SampledVideo:
         """Animates `reference` -> float32 (frames, height, width, 3) in [0, 1].
 
         reference: a picture, as a path, a PIL image, or an array (H, W, 3), uint8 or float in
             [0, 1]; it is stretched to the video's size, as in training.
-        motion: keypoints, as a `Keypoints` (whose frame is fitted into the video's) or an array
-            (frames, 134, 3) in pixels of the video; or drawn skeletons (frames, H, W, 3), uint8 or
-            float in [0, 1].
+        motion: keypoints, as a `Keypoints` (whose frame is fitted into the video's), the path of
+            its file, or an array (frames, 134, 3) in pixels of the video; or drawn skeletons, as
+            PIL images or (frames, H, W, 3), uint8 or float in [0, 1].
         width, height: of the video in pixels; rounded down to multiples of 8, with a warning.
-        reference_keypoints: (134, 3) in pixels of the reference. Models that are told where on the
-            body things are (`UNetConfig.body_places`, as the small one that comes along) do better
-            with them, and with a motion of keypoints; others have no use for them.
+        reference_keypoints: (134, 3) or (1, 134, 3) in pixels of the reference; or a `Keypoints` or
+            the path of its file, of which the first frame is taken. Models that are told where on
+            the body things are (`UNetConfig.body_places`, as the small one that comes along) do
+            better with them, and with a motion of keypoints; others have no use for them.
         guidance: classifier-free guidance, by default what suits the model; 1 or less computes no
             unconditional prediction.
         initial_noise: (frames, h, w, channels) of latents, in place of noise from `seed`.
@@ -89,22 +116,27 @@ class AnimateAnyonePipeline:
             windows, see `inference.windows.make_windows`; by default windows of 24 frames, or of
             as many as the motion modules know, that share 4.
         sampler, eta: see `diffusion.samplers.sampling_steps`.
+        lazy: returns a `SampledVideo`, which `write_video` takes and decodes as it writes.
 
         Raises UserError for input that does not fit.
         """
         multiple = self.model.config.autoencoder.downscale
+        width, height = _whole(width, "width"), _whole(height, "height")
+        steps, seed, eta = _whole(steps, "steps"), _whole(seed, "seed"), _number(eta, "eta")
         width, height = rounded_size(width, height, multiple)
         picture = picture_array(reference)
         reference_keypoints = self._reference_keypoints(reference_keypoints, picture, width, height)
         motion, draw = self._drawing(motion, width, height)
         on_body = reference_keypoints is not None and motion.ndim == 3
         frames = len(motion)
-        window = window or default_window(self.model.config)
+        window = _whole(window or default_window(self.model.config), "window")
+        overlap = None if overlap is None else _whole(overlap, "overlap")
         check_window(self.model.config, min(window, frames))
         windows = make_windows(frames, window, overlap, windows)
         table = sampling_steps(self.model.config.schedule, steps, sampler, eta)
         guidance = self.model.config.guidance if guidance is None else guidance
-        guidance = np.float32(guidance)  # one type, so that no other value compiles anew
+        # One type, so that no other value compiles anew.
+        guidance = np.float32(_number(guidance, "guidance"))
         if not np.isfinite(guidance) or not 0 <= seed < 2**32:
             raise UserError(f"guidance {guidance} has to be finite, seed {seed} 0 to {2**32 - 1}")
         key = jax.random.key(seed)
@@ -116,27 +148,34 @@ class AnimateAnyonePipeline:
             return _encode_pose(self.model, self.params["pose_guider"], draw(part), keypoints)
 
         def decode(part):
-            return _decode(self.model, self.params["autoencoder"], part)
+            with jax.default_matmul_precision(self._precision):
+                return _decode(self.model, self.params["autoencoder"], part)
 
         with jax.default_matmul_precision(self._precision):
             known = reference_keypoints if on_body else None
             bound = self._bind(picture, width, height, guidance > 1, known)
-            pose_features = _in_chunks(encode, motion, chunk, "poses", progress)
+            encoded = _in_chunks(encode, motion, chunk, "poses", progress)
+            pose_features = _joined(encoded, frames)
             denoiser = {"denoising_unet": self.params["denoising_unet"]}
             video = Video(
                 noise, bound, pose_features, table, guidance, key, windows, stochastic=eta > 0
             )
             latents = sample(self.model, denoiser, video, progress=progress)
-            del video, pose_features  # the larger part of what a long video takes of the host
-            return _in_chunks(decode, latents, chunk, "decoding", progress)
+        del video, pose_features  # the larger part of what a long video takes of the host
+        sampled = SampledVideo(latents, decode, chunk, progress)
+        return sampled if lazy else _joined(sampled.parts(), frames)
 
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
         """Pictures (frames, height, width, 3), uint8 or float in [0, 1], encoded and decoded again
         -> float32 in [0, 1]: what the autoencoder keeps of them.
 
-        Raises UserError for sizes that do not fit the autoencoder.
+        Raises UserError for what is no pictures, and for sizes that do not fit the autoencoder.
         """
-        frames = _unit_range(np.asarray(frames), "frames")
+        frames = _array(frames, "frames")
+        if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+            shape = frames.shape
+            raise UserError(f"frames have shape {shape}; they can be (frames, height, width, 3)")
+        frames = unit_range(frames, "frames")
         height, width = frames.shape[1:3]
         multiple = self.model.config.autoencoder.downscale
         if height % multiple or width % multiple:
@@ -148,7 +187,8 @@ class AnimateAnyonePipeline:
 
         chunk = max(1, min(CHUNK_PIXELS // (width * height), len(frames)))
         with jax.default_matmul_precision(self._precision):
-            return _in_chunks(reconstruct, frames, chunk, "autoencoder", progress=False)
+            parts = _in_chunks(reconstruct, frames, chunk, "autoencoder", progress=False)
+            return _joined(parts, len(frames))
 
     @property
     def _precision(self):
@@ -157,9 +197,11 @@ class AnimateAnyonePipeline:
 
     def _drawing(self, motion, width, height):
         """The motion as an array by frames, and what draws a part of it (n, height, width, 3)."""
+        if isinstance(motion, str | os.PathLike):
+            motion = load_keypoints(motion)
         if isinstance(motion, Keypoints):
             motion = place_points(motion.points, (motion.width, motion.height), (width, height))
-        motion = np.asarray(motion)
+        motion = _array(motion, "motion")
         if motion.ndim == 3 and motion.shape[1:] == (POINTS, 3) and len(motion):
             return motion.astype(np.float32), lambda part: draw_skeletons(part, height, width)
         if motion.ndim != 4 or motion.shape[-1] != 3 or 0 in motion.shape:
@@ -167,7 +209,7 @@ class AnimateAnyonePipeline:
                 f"motion has shape {motion.shape}; it can be keypoints (frames, {POINTS}, 3) or "
                 "drawn skeletons (frames, height, width, 3)"
             )
-        motion = _unit_range(motion, "drawn skeletons")
+        motion = unit_range(motion, "drawn skeletons")
         resample = self.model.config.preprocessing.pose
         return motion, lambda part: np.stack(
             [skeleton_pixels(frame, width, height, resample) for frame in part]
@@ -177,12 +219,18 @@ class AnimateAnyonePipeline:
         """(134, 3) in pixels of the video, to which the reference is stretched; or None."""
         if points is None:
             return None
-        points = np.asarray(points, np.float32)
-        if points.shape != (POINTS, 3):
+        size = picture.shape[1], picture.shape[0]
+        if isinstance(points, str | os.PathLike):
+            points = load_pose(points, *size)
+        if isinstance(points, Keypoints):
+            points = first_pose(points, *size)
+        points = _array(points, "reference_keypoints").astype(np.float32)
+        if points.shape not in ((POINTS, 3), (1, POINTS, 3)):
             raise UserError(
                 f"the reference's keypoints have shape {points.shape}; they can be ({POINTS}, 3)"
             )
-        scale = np.array([width / picture.shape[1], height / picture.shape[0]])
+        points = points.reshape(POINTS, 3)
+        scale = np.array([width / size[0], height / size[1]])
         return np.concatenate([(points[:, :2] + 0.5) * scale - 0.5, points[:, 2:]], 1)
 
     def _noise(self, key, frames, width, height, initial_noise):
@@ -191,7 +239,7 @@ class AnimateAnyonePipeline:
         shape = height // scale, width // scale, autoencoder.latent_channels
         if initial_noise is None:
             return video_noise(key, frames, shape)
-        noise = np.asarray(initial_noise, np.float32)
+        noise = _array(initial_noise, "initial noise").astype(np.float32)
         if noise.shape != (frames, *shape):
             raise UserError(
                 f"initial noise has shape {noise.shape}; this video needs {(frames, *shape)}"
@@ -293,20 +341,56 @@ def _reconstruct(model, params, pictures):
     return model.decode_latents(params, model.encode_latents(params, 2 * pictures - 1))
 
 
-def _in_chunks(function, frames, size, description, progress) -> np.ndarray:
-    """`function` over slices of `size` frames; the last is filled up, so that it compiles once."""
-    out = None
+def _in_chunks(function, frames, size, description, progress) -> Iterator[np.ndarray]:
+    """`function` of slices of `size` frames; the last is filled up, so that it compiles once."""
     with tqdm(total=len(frames), desc=description, unit="frame", disable=not progress) as bar:
         for start in range(0, len(frames), size):
             part = np.asarray(frames[start : start + size])
             count = len(part)
             part = np.concatenate([part, np.repeat(part[-1:], size - count, 0)])
-            made = np.asarray(function(part))
-            if out is None:
-                out = np.empty((len(frames), *made.shape[1:]), made.dtype)
-            out[start : start + count] = made[:count]
+            yield np.asarray(function(part))[:count]
             bar.update(count)
+
+
+def _joined(parts: Iterable[np.ndarray], frames: int) -> np.ndarray:
+    """Parts of so many frames in all as one array, with never more than one of them beside it."""
+    out, start = None, 0
+    for part in parts:
+        if out is None:
+            out = np.empty((frames, *part.shape[1:]), part.dtype)
+        out[start : start + len(part)] = part
+        start += len(part)
     return out
+
+
+def _whole(value, name) -> int:
+    """An int, also of a float such as 64.0."""
+    try:
+        if int(value) == value:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"{name} is {value!r}; give a whole number")
+
+
+def _number(value, name) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} is {value!r}; give a number") from error
+
+
+def _array(value, what) -> np.ndarray:
+    """An array of numbers, also of a list of PIL images; raises UserError for anything else."""
+    if isinstance(value, list | tuple):
+        value = [image_to_rgb(part) if hasattr(part, "convert") else part for part in value]
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what}: no array; are all parts of one size? ({error})") from error
+    if array.dtype.kind in "OSU":
+        raise UserError(f"{what}: {type(value).__name__} without numbers; give an array")
+    return array
 
 
 def picture_array(reference) -> np.ndarray:
@@ -315,20 +399,8 @@ def picture_array(reference) -> np.ndarray:
         return read_image(reference)
     if hasattr(reference, "convert"):
         return image_to_rgb(reference)
-    picture = np.asarray(reference)
+    picture = _array(reference, "the reference")
     if picture.ndim != 3 or picture.shape[-1] != 3 or 0 in picture.shape:
         raise UserError(f"the reference has shape {picture.shape}; a picture is (height, width, 3)")
-    picture = _unit_range(picture, "the reference")
+    picture = unit_range(picture, "the reference")
     return picture if picture.dtype == np.uint8 else np.round(picture * 255).astype(np.uint8)
-
-
-def _unit_range(pictures: np.ndarray, what: str) -> np.ndarray:
-    """uint8 as it is, or any kind of float as float32, which has to lie in [0, 1]."""
-    if pictures.dtype == np.uint8:
-        return pictures
-    if not jnp.issubdtype(pictures.dtype, jnp.floating):
-        raise UserError(f"{what} cannot be {pictures.dtype}; give uint8, or floats in [0, 1]")
-    pictures = pictures.astype(np.float32)
-    if not (pictures.min() >= -1e-3 and pictures.max() <= 1 + 1e-3):  # NaN too is refused
-        raise UserError(f"{what} as floats have to lie in [0, 1]")
-    return np.clip(pictures, 0, 1)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from animate_jax.errors import UserError
 from animate_jax.pose.keypoints import from_wholebody133
+from animate_jax.pose.skeleton import DRAWN_SCORE
 from animate_jax.pose.tracking import Person
 
 STRIDES = (8, 16, 32)
@@ -75,6 +76,16 @@ def find_people(model: DWPose, frame: np.ndarray) -> list[Person]:
     """People in an RGB uint8 (height, width, 3) frame, surest first."""
     picture = Image.fromarray(frame)
     return [Person(_points(model, picture, box), box) for box in detect_boxes(model, frame)]
+
+
+def fill_frame(model: DWPose, frame: np.ndarray) -> Person | None:
+    """Who fills an RGB uint8 (height, width, 3) frame in which nobody is found, as in a close-up.
+
+    None where no point scores high enough to be drawn: there is nobody then.
+    """
+    box = np.array([0, 0, frame.shape[1], frame.shape[0]], np.float32)
+    points = _points(model, Image.fromarray(frame), box)
+    return Person(points, box) if points[:, 2].max() > DRAWN_SCORE else None
 
 
 def detect_boxes(model: DWPose, frame: np.ndarray) -> np.ndarray:

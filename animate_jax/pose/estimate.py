@@ -17,7 +17,7 @@ from animate_jax.pose import blazepose, dwpose
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.models import blazepose_model_paths, dwpose_model_paths
 from animate_jax.pose.smoothing import smooth_keypoints
-from animate_jax.pose.tracking import Person, select_track, steady_sides, track
+from animate_jax.pose.tracking import MAX_GAP, Person, Track, select_track, steady_sides, track
 
 BACKENDS = ("blazepose", "dwpose")
 DETECT_EVERY = 5  # frames between BlazePose's looks for people it does not follow yet
@@ -25,9 +25,13 @@ DETECT_EVERY = 5  # frames between BlazePose's looks for people it does not foll
 
 @dataclass(frozen=True)
 class Estimator:
-    """`find(frame, index, state) -> (people, state)`; the state of a clip's first frame is None."""
+    """`find(frame, index, state) -> (people, state)`; the state of a clip's first frame is None.
+
+    `fill(frame)` is who fills a frame in which `find` finds nobody, as in a close-up, or None.
+    """
 
     find: Callable[[np.ndarray, int, Any], tuple[list[Person], Any]]
+    fill: Callable[[np.ndarray], Person | None] = lambda frame: None
 
 
 def load_estimator(
@@ -53,7 +57,10 @@ def load_estimator(
         return Estimator(find)
     if backend == "dwpose":
         networks = dwpose.load_dwpose(*dwpose_model_paths(det, pose), threads=threads)
-        return Estimator(lambda frame, index, state: (dwpose.find_people(networks, frame), None))
+        return Estimator(
+            lambda frame, index, state: (dwpose.find_people(networks, frame), None),
+            lambda frame: dwpose.fill_frame(networks, frame),
+        )
     raise UserError(f"there is no pose backend {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
@@ -74,15 +81,22 @@ def estimate_keypoints(
     """Follows one person through uint8 (height, width, 3) RGB frames.
 
     `person` counts the people by how long and how large they are seen; None takes the first.
-    Frames without the person have score 0 everywhere. `smooth` takes the jitter out of positions.
+    Frames without the person have score 0 everywhere. Where nobody is found, nor was shortly
+    before, whoever fills the frame is the first person. `smooth` takes the jitter out of positions.
     `total`, the expected number of frames, lets the progress bar show the time left. `backend` may
     be a loaded Estimator; `det` and `pose` name network files. Raises UserError when nobody is
     found or there are no frames.
     """
     estimator = _estimator(backend, det, pose)
     bar = tqdm(frames, desc="poses", total=total, unit="frame", disable=not progress)
+    filling: dict[int, Person] = {}
+    estimator = _keeping_who_fills(estimator, filling)
     detections = detect_people(bar, estimator, width=width, height=height)
-    points = steady_sides(select_track(track(detections), person))
+    tracks = track(detections)
+    if filling:
+        found = tracks[0].people if tracks else {}
+        tracks[:1] = [Track(len(detections), found | filling)]
+    points = steady_sides(select_track(tracks, person))
     if smooth:
         points = smooth_keypoints(points, float(fps))
     return Keypoints(points, float(fps), int(width), int(height))
@@ -119,10 +133,31 @@ def estimate_picture(
 
     Raises UserError when nobody is found.
     """
-    people, _ = _estimator(backend, det, pose).find(image, 0, None)
-    if not people:
+    estimator = _estimator(backend, det, pose)
+    people, _ = estimator.find(image, 0, None)
+    if people:
+        return max(people, key=lambda person: person.area).points
+    filling = estimator.fill(image)
+    if filling is None:
         raise UserError("no person was found in the picture; use one that shows the whole body")
-    return max(people, key=lambda person: person.area).points
+    return filling.points
+
+
+def _keeping_who_fills(estimator, filling):
+    """The same estimator; `filling`, by frames, gets who fills those where nobody is followed."""
+    last = None
+
+    def find(frame, index, state):
+        nonlocal last
+        people, state = estimator.find(frame, index, state)
+        if people:
+            last = index
+        elif last is None or index - last > MAX_GAP:
+            if (person := estimator.fill(frame)) is not None:
+                filling[index] = person
+        return people, state
+
+    return Estimator(find)
 
 
 def _estimator(backend, det, pose):

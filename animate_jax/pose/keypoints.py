@@ -172,6 +172,20 @@ def load_written_points(path: str | os.PathLike) -> np.ndarray:
     return points
 
 
+def first_pose(keypoints: Keypoints, width: int, height: int) -> np.ndarray:
+    """The points of the first frame, float32 (134, 3), in pixels of a picture of another size."""
+    scale = np.array([width / keypoints.width, height / keypoints.height, 1])
+    return (keypoints.points[0] * scale).astype(np.float32)
+
+
+def load_pose(path: str | os.PathLike, width: int, height: int) -> np.ndarray:
+    """One pose, float32 (134, 3) in pixels of a picture: written by hand (.json) in its pixels, or
+    the first of a keypoint file. Raises UserError for anything else."""
+    if Path(path).suffix == ".json":
+        return load_written_points(path)
+    return first_pose(load_keypoints(path), width, height)
+
+
 def check_keypoints(keypoints: Keypoints, name: str) -> None:
     """Raises UserError, speaking of `name`, unless shapes, types and ranges are as documented."""
     points = keypoints.points

@@ -33,12 +33,14 @@ _SINE = np.round(np.sin(np.deg2rad(np.arange(360))), 7).astype(np.float32)
 _COSINE = np.roll(_SINE, -90)
 
 
-def draw_skeletons(points, height: int, width: int, *, threshold: float = 0.3) -> jax.Array:
+def draw_skeletons(
+    points, height: int, width: int, *, threshold: float = skeleton.DRAWN_SCORE
+) -> jax.Array:
     """Draw one skeleton per picture: (..., 134, 3) -> float32 (..., height, width, 3) in [0, 1].
 
     points: x, y in pixels of the output and score; they may lie outside the picture. A point is
-    drawn where it is finite and its score exceeds the threshold, a limb or hand line where both
-    its ends are drawn.
+    drawn where it is finite and its score exceeds the threshold, one of a hand or the face only
+    where x and y are 1 or more; a limb or hand line where both its ends are drawn.
     height and width are static. Frames are painted one after the other; beside the result the
     memory is about a third of it, for the shapes of all frames.
 
@@ -91,6 +93,9 @@ def _shapes(points, height, width, threshold) -> list[_Part]:
     """What a frame's points (134, 3) look like: limbs, joints; lines and points of both hands, one
     hand after the other; the face."""
     visible = (points[:, 2] > threshold) & jnp.isfinite(points).all(-1)
+    # The reproduction leaves out what hands and face have in the first column and row, and beyond.
+    inside = (points[:, :2] >= 1).all(-1)
+    visible &= inside | (np.arange(skeleton.NUM_POINTS) < skeleton.FACE_START)
     positions = jnp.where(visible[:, None], points[:, :2], 0)
     corners = jnp.trunc(positions)  # OpenCV takes whole pixels, cut towards zero
     rows = jnp.arange(height, dtype=jnp.float32)

@@ -54,6 +54,7 @@ def retarget(
     target_size,
     reference_size=None,
     threshold: float = 0.3,
+    anchored: bool = False,
 ) -> np.ndarray:
     """Map driving points (F, 134, 3) to the target canvas -> float32 (F, 134, 3), target pixels.
 
@@ -69,6 +70,9 @@ def retarget(
     pointing at the camera, gets the scale of the person; hands follow the forearms, feet the
     shins, the face the head. Each frame is then moved so that the height of the lower ankle
     follows the path of mode `scale`, and so does the standing foot sideways.
+
+    anchored: the driving person is known to do in the first frame what the reference shows. So it
+    is there, and not in the median over frames, that the two stand in the same place.
 
     Scores are kept. Points at or below the threshold are not measured and follow mode `scale`;
     points with score 0 are absent and keep their coordinates.
@@ -101,7 +105,10 @@ def retarget(
             scaled = moved
             moved = _with_bone_lengths(placed, scaled, seen, _point_ratios(ratios, overall))
             moved[..., :2] += _stance_shift(scaled, moved, seen)[:, None]
-        moved[..., :2] += _shift_to_reference(moved, seen, reference, _seen(reference, threshold))
+        standing = slice(1) if anchored else slice(None)
+        moved[..., :2] += _shift_to_reference(
+            moved[standing], seen[standing], reference, _seen(reference, threshold)
+        )
         placed = np.where(placed[..., 2:] > 0, moved, placed)
     return placed.astype(np.float32)
 

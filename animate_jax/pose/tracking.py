@@ -17,6 +17,7 @@ MIN_TRACK_SCORE = 0.3  # points below this do not shape a person's box
 SWAP_COST = 0.002  # of taking one frame's left for its right, in mean movement per body height
 MAX_SIZES = 3.0  # times as high as the other; more is not one person, unless they overlap
 MAX_MOVEMENT = 0.5  # body heights; a wild point says no more than this
+MAX_GAP = 30  # frames in which a person may be overlooked
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Track:
         return result
 
 
-def track(detections: Sequence[Sequence[Person]], *, max_gap: int = 30) -> list[Track]:
+def track(detections: Sequence[Sequence[Person]], *, max_gap: int = MAX_GAP) -> list[Track]:
     """People of consecutive frames -> tracks, those with the most presence first.
 
     A person who is not detected for up to `max_gap` frames keeps the track.

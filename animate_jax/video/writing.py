@@ -86,7 +86,8 @@ def write_video(
     no suffix or with a trailing slash becomes a directory of 000000.png, 000001.png, ...
     `options` of FFmpeg's encoder take the place of those in ENCODERS (.mp4 and .webm only).
     Missing parent directories are created. Raises UserError for a target that exists (unless
-    `overwrite`), an unknown suffix, no frames, frames of several sizes or that are no pictures.
+    `overwrite`), an unknown suffix, no frames, frames of several sizes or that are no pictures,
+    among them floats outside [0, 1].
     """
     check_output(path, overwrite)
     rate = exact_rate(fps)
@@ -114,11 +115,14 @@ def side_by_side(*clips: np.ndarray) -> np.ndarray:
     """Clips (frames, height, width, 3) joined along the width -> float32 in [0, 1].
 
     A single picture (height, width, 3) is repeated for every frame. Inputs are floats in [0, 1] or
-    uint8. Raises UserError when heights or frame counts differ.
+    uint8. Raises UserError for other numbers, and when heights or frame counts differ.
     """
     if not clips:
         raise UserError("nothing to put side by side; give at least one clip")
-    parts = [_to_float(np.asarray(clip)) for clip in clips]
+    parts = [
+        _to_float(unit_range(np.asarray(clip), f"clip {number}"))
+        for number, clip in enumerate(clips)
+    ]
     parts = [part[None] if part.ndim == 3 else part for part in parts]
     counts = {len(part) for part in parts if len(part) != 1} or {1}
     heights = {part.shape[1] for part in parts}
@@ -128,6 +132,23 @@ def side_by_side(*clips: np.ndarray) -> np.ndarray:
     count = counts.pop()
     parts = [np.broadcast_to(part, (count, *part.shape[1:])) for part in parts]
     return np.concatenate(parts, axis=2)
+
+
+def unit_range(pictures: np.ndarray, what: str) -> np.ndarray:
+    """uint8 as it is, or any kind of float as float32 in [0, 1]; rounding may have left it by 1e-3.
+
+    Raises UserError, speaking of `what`, for other types and for floats outside.
+    """
+    if pictures.dtype == np.uint8:
+        return pictures
+    if pictures.dtype.kind != "f" and pictures.dtype.name != "bfloat16":
+        raise UserError(f"{what} cannot be {pictures.dtype}; give uint8, or floats in [0, 1]")
+    pictures = pictures.astype(np.float32)
+    if not np.isfinite(pictures).all():
+        raise UserError(f"{what} contains values that are not finite (NaN or infinity)")
+    if pictures.min(initial=0) < -1e-3 or pictures.max(initial=1) > 1 + 1e-3:
+        raise UserError(f"{what} has floats outside [0, 1]; scale them, or give uint8")
+    return np.clip(pictures, 0, 1)
 
 
 def exact_rate(fps: float) -> Fraction:
@@ -177,20 +198,13 @@ def _checked(frames) -> Iterator[np.ndarray]:
 def _checked_frame(frame, number):
     if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise UserError(f"frame {number} has shape {frame.shape}; frames are (height, width, 3)")
-    if frame.dtype == np.uint8:
-        return frame
-    if frame.dtype.kind not in "fV":  # numpy sees bfloat16 as a void type
-        raise UserError(f"frame {number} is {frame.dtype}; frames are uint8 or float in [0, 1]")
-    frame = frame.astype(np.float32)
-    if not np.isfinite(frame).all():
-        raise UserError(f"frame {number} contains values that are not finite (NaN or infinity)")
-    return np.clip(frame, 0, 1)
+    return unit_range(frame, f"frame {number}")
 
 
 def _to_float(frame):
     if frame.dtype == np.uint8:
         return frame.astype(np.float32) / np.float32(255)
-    return frame.astype(np.float32)
+    return frame
 
 
 def _to_bytes(frame):

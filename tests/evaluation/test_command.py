@@ -159,6 +159,21 @@ def test_folders_score_as_the_command_does(copied, tmp_path, capsys):
     assert code == 0 and cut["clips"][0]["frames"] == 4 and cut["settings"]["sizes"] == [[96, 128]]
 
 
+def test_a_pair_of_unequal_length_costs_no_report(tmp_path, capsys):
+    for name, frames in (("a", 3), ("b", 4), ("c", 3)):
+        clip = np.random.default_rng(0).integers(0, 256, (frames, 32, 32, 3), np.uint8)
+        write_video(tmp_path / "predicted" / name, clip, 8)
+        write_video(tmp_path / "truth" / name, clip[:3] // 2, 8)
+    folders = "--predicted", tmp_path / "predicted", "--truth", tmp_path / "truth"
+    code, report = evaluate(tmp_path / "report.json", *folders)
+    assert code == 0 and [row["name"] for row in report["clips"]] == ["a", "c", "b"]
+    assert "has 4 frames, but" in report["clips"][2]["left_out"]
+    assert report["means"]["l1"]["clips"] == 2
+    printed = capsys.readouterr()
+    assert "b is left out" in printed.err
+    assert "2 clips" in printed.out and "without the clip b" in printed.out
+
+
 def test_distances_are_of_all_frames_and_windows(copied, tmp_path, monkeypatch):
     directory, _ = copied
 
@@ -219,13 +234,15 @@ def test_only_skeletons_of_others_are_retargeted(puppets, tmp_path, monkeypatch)
     code, report = evaluate(tmp_path / "report.json", *options)
     assert code == 0 and report["clips"][0]["first"] == 1
     clips = open_clips(puppets, "validation")
-    poses = {n: clip_frames(clips[n].load(), range(1, 10, 2), (96, 128))[1] for n in clips}
-    own = clip_frames(clips["000001"].load(), [4], (96, 128))[1][0]
+    numbers = [4, *range(1, 10, 2)]
+    poses = {n: clip_frames(clips[n].load(), numbers, (96, 128))[1] for n in clips}
+    own = poses["000001"][0]
     for reference, _ in driven:
         np.testing.assert_array_equal(reference, own)
-    np.testing.assert_array_equal(driven[0][1], poses["000003"])
+    np.testing.assert_array_equal(driven[0][1], poses["000003"][1:])
     sizes = dict.fromkeys(("driving_size", "target_size", "reference_size"), (96, 128))
-    np.testing.assert_array_equal(driven[1][1], retarget(poses["000000"], own, "scale", **sizes))
+    anchored = retarget(poses["000000"], own, "scale", **sizes, anchored=True)
+    np.testing.assert_array_equal(driven[1][1], anchored[1:])
     assert "retarget" not in report["clips"][1]
 
 

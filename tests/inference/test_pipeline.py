@@ -328,3 +328,72 @@ def test_keypoints_of_the_reference(on_body, pipeline, reference):
     )
     with pytest.raises(UserError, match="reference's keypoints have shape"):
         pipeline(small, points, reference_keypoints=points, **options)
+
+
+def test_keypoints_of_the_reference_in_every_form(pipeline, tmp_path):
+    random = np.random.default_rng(0)
+    points = random.uniform(5, 60, (2, 134, 3)).astype(np.float32)
+    points[..., 2] = 1
+    halves = Keypoints((points * [0.5, 0.5, 1]).astype(np.float32), 25.0, 40, 30)
+    halves.save(tmp_path / "reference.npz")
+    picture = np.zeros((60, 80, 3), np.uint8)
+    expected = pipeline._reference_keypoints(points[0], picture, 160, 120)
+    forms = points[:1], points[0].tolist(), halves, tmp_path / "reference.npz"
+    for form in (*forms, str(tmp_path / "reference.npz")):
+        found = pipeline._reference_keypoints(form, picture, 160, 120)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    motion, _ = pipeline._drawing(str(tmp_path / "reference.npz"), 80, 60)
+    np.testing.assert_allclose(motion[..., :2], points[..., :2], rtol=1e-5)
+    for wrong in ("nowhere.npz", points, object(), [[1], [2, 3]], {"nose": 3}):
+        with pytest.raises(UserError):
+            pipeline._reference_keypoints(wrong, picture, 160, 120)
+
+
+def test_whole_numbers_may_be_floats(pipeline, reference):
+    whole = run(pipeline, reference, 2, steps=1, seed=3, initial_noise=None)
+    motion = inputs(2)[0]
+    options = dict(width=float(WIDTH), height=np.int64(HEIGHT), steps=1.0, seed=np.float32(3))
+    floats = pipeline(reference, motion, guidance=GUIDANCE, progress=False, **options)
+    np.testing.assert_array_equal(floats, whole)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(width=64.5), "width is 64.5"),
+        (dict(height="64"), "height is '64'"),
+        (dict(steps=1.5), "steps is 1.5"),
+        (dict(seed=None), "seed is None"),
+        (dict(window=2.5), "window is 2.5"),
+        (dict(overlap=float("inf")), "overlap is inf"),
+        (dict(guidance="high"), "guidance is 'high'"),
+        (dict(eta=None), "eta is None"),
+        (dict(initial_noise="noise"), "initial noise"),
+        (dict(motion="dance.mp4"), "no such keypoint file"),
+        (dict(motion=None), "motion"),
+        (dict(motion=[Image.new("RGB", (8, 8)), Image.new("RGB", (8, 9))]), "of one size"),
+        (dict(reference=[[1, 2], [3]]), "the reference"),
+    ],
+)
+def test_what_is_no_number_or_array_is_one_line(pipeline, reference, wrong, message):
+    options = dict(motion=inputs(1)[0], reference=reference, width=WIDTH, height=HEIGHT, steps=1)
+    with pytest.raises(UserError, match=message) as caught:
+        pipeline(**(options | wrong), progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_pictures_are_reconstructed(pipeline):
+    for shape in ((1, 16, 16, 4), (16, 16, 3), (0, 16, 16, 3), (1, 0, 16, 3)):
+        with pytest.raises(UserError, match="frames have shape"):
+            pipeline.reconstruct(np.zeros(shape, np.uint8))
+    with pytest.raises(UserError, match="divisible by 8"):
+        pipeline.reconstruct(np.zeros((1, 16, 12, 3), np.uint8))
+
+
+def test_a_lazy_video_is_decoded_part_by_part(pipeline, reference, monkeypatch):
+    monkeypatch.setattr("animate_jax.inference.pipeline.CHUNK_PIXELS", 2 * WIDTH * HEIGHT)
+    expected = run(pipeline, reference, 5, steps=1)
+    video = run(pipeline, reference, 5, steps=1, lazy=True)
+    assert len(video) == 5 and [len(part) for part in video.parts()] == [2, 2, 1]
+    for _ in range(2):
+        np.testing.assert_array_equal(np.stack(list(video)), expected)

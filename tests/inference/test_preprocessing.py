@@ -27,3 +27,5 @@ def test_a_drawing_is_stretched_as_its_reference_is():
     assert not np.array_equal(stretched, fitted)
     rounded, phone = np.ones((896, 512, 3), np.uint8), np.zeros((1920, 1080, 3), np.uint8)
     assert fit_drawing(rounded, phone, 512, 784, "lanczos").all()  # no black at its sides
+    rounded, narrow = np.ones((1088, 512, 3), np.uint8), np.zeros((1024, 512, 3), np.uint8)
+    assert fit_drawing(rounded, narrow, 512, 1024, "lanczos").all()

@@ -183,6 +183,27 @@ def test_clip_and_picture(networks, frame):
         estimate_picture(np.zeros_like(frame), "dwpose", det=det, pose=pose)
 
 
+def test_whoever_fills_a_frame_is_taken_where_nobody_is_found(networks):
+    det, pose = networks
+    empty = np.zeros((240, 320, 3), np.uint8)
+    close_up = empty.copy()  # no blue: the detector sees nobody
+    close_up[139:142, 129:132] = 255, 0, 0
+    assert np.abs(estimate_picture(close_up, "dwpose", det=det, pose=pose)[30, :2]
+                  - (130, 140)).max() < 2.5  # fmt: skip
+    keypoints = estimate_keypoints(
+        [close_up, empty, close_up],
+        backend="dwpose",
+        fps=8,
+        width=320,
+        height=240,
+        det=det,
+        pose=pose,
+        progress=False,
+    )
+    assert (keypoints.points[..., 2].max(1) > 0).tolist() == [True, False, True]
+    assert np.abs(keypoints.points[2, 30, :2] - (130, 140)).max() < 2.5
+
+
 def test_unfit_files_are_refused(tmp_path, networks, frame):
     (tmp_path / "text.onnx").write_text("not a network")
     with pytest.raises(UserError, match="not a readable .onnx"):

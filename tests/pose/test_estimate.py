@@ -81,6 +81,31 @@ def test_state_goes_from_frame_to_frame():
         estimate_keypoints([frames[0], frames[0][:4]], **options)
 
 
+def test_frames_are_filled_only_where_nobody_is_followed():
+    filled = []
+
+    def person(place):
+        points = np.full((POINTS, 3), place, np.float32)
+        points[:, 2] = 1
+        return Person(points, np.array([0, 0, 9, 9.0]))
+
+    def find(frame, index, state):
+        return [person(5)] if index in (2, 4) else [], state
+
+    def fill(frame):
+        filled.append(frame)
+        return person(7)
+
+    frames = [np.zeros((8, 8, 3), np.uint8)] * 37
+    options = dict(fps=8, width=8, height=8, smooth=False, progress=False)
+    points = estimate_keypoints(frames, backend=Estimator(find, fill), **options).points
+    # Followed from frame 2 on, and for 30 frames after frame 4.
+    assert points[:, 0, 0].tolist() == [7, 7, 5, 0, 5, *[0] * 30, 7, 7]
+    assert len(filled) == 4
+    alone = estimate_keypoints(frames, backend=Estimator(find), **options).points
+    assert alone[:, 0, 0].tolist() == [0, 0, 5, 0, 5, *[0] * 32]
+
+
 def test_nobody_is_an_error(estimator):
     empty = [np.full((64, 48, 3), 90, np.uint8)] * 2
     options = dict(backend=estimator, fps=8, width=48, height=64, progress=False)

@@ -79,6 +79,7 @@ def opencv_picture(points, height, width, threshold=0.3):
                 cv2.circle(picture, pixel[i], radius, colour, thickness=-1)
 
     discs(range(18), 4, sk.BODY_COLOURS.tolist())
+    shown[24:] &= (np.array(pixel[24:]) > 0).all(1)  # as DWPose draws hands and face
     for start in (92, 113):
         for i, (a, b) in enumerate(sk.HAND_EDGES):
             if shown[start + a] and shown[start + b]:
@@ -174,6 +175,20 @@ def test_a_limb_needs_both_ends_and_joints_cover_limbs():
     points[sk.RIGHT_KNEE, 2] = 0
     picture = np.asarray(draw_skeletons(points, 512, 512))
     assert not picture[110:].any() and picture[100, 100].any()
+
+
+def test_hands_and_faces_beyond_the_left_or_top_edge_are_not_drawn():
+    places = ((0.9, 40), (40, -0.5), (-60, 40), (1, 40), (40, 1.2), (70, 40))
+    for point in (sk.NOSE, sk.FACE_START, sk.LEFT_HAND_START, sk.RIGHT_HAND_START + 20):
+        people = np.zeros((len(places), sk.NUM_POINTS, 3), np.float32)
+        people[:, point, :2], people[:, point, 2] = places, 1
+        drawn = np.asarray(draw_skeletons(people, 64, 64)).any((1, 2, 3))
+        body = point == sk.NOSE  # the last is far beyond the right, the third the left
+        assert drawn.tolist() == [body, body, False, True, True, False], point
+    # A line of a hand needs both its ends.
+    person = np.zeros((sk.NUM_POINTS, 3), np.float32)
+    person[sk.LEFT_HAND_START], person[sk.LEFT_HAND_START + 1] = (40, 40, 1), (-20, 40, 1)
+    assert not np.asarray(draw_skeletons(person, 64, 64))[:, :30].any()
 
 
 def test_widths_follow_the_size_of_the_picture():

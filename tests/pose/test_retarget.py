@@ -78,10 +78,9 @@ def bone_lengths(points, children=BODY):
     return np.linalg.norm(bone_vectors(points, children), axis=-1)
 
 
-def run(driving, reference, mode, target=SIZE):
-    return retarget(
-        driving, reference, mode, driving_size=SIZE, target_size=target, reference_size=SIZE
-    )
+def run(driving, reference, mode, target=SIZE, **options):
+    sizes = dict(driving_size=SIZE, target_size=target, reference_size=SIZE)
+    return retarget(driving, reference, mode, **sizes, **options)
 
 
 def other_person():
@@ -148,6 +147,17 @@ def test_motion_is_kept_by_scale():
     path, original = result[:, sk.NECK, :2], driving[:, sk.NECK, :2]
     factor = np.ptp(path, axis=0) / np.ptp(original, axis=0)
     np.testing.assert_allclose(factor, 0.5, rtol=0.02)
+
+
+@pytest.mark.parametrize("mode", ["scale", "bones"])
+def test_who_is_anchored_stands_in_the_first_frame_where_the_reference_does(mode):
+    driving, _ = dance(foreshortened=False)
+    driving[..., 0] += np.linspace(0, 60, len(driving))[:, None]  # walks away
+    expected = driving * [1.25, 1.25, 1] + [-40, 15, 0]
+    found = run(driving, expected[0], mode, anchored=True)
+    np.testing.assert_allclose(found[..., :2], expected[..., :2], atol=0.5)
+    typical = run(driving, expected[0], mode)
+    assert np.median(np.abs(typical - expected)[..., 0]) > 10
 
 
 @pytest.mark.parametrize("mode", ["scale", "bones"])

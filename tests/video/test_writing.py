@@ -185,6 +185,8 @@ def test_bad_frames_are_refused(tmp_path):
         (poisoned, "frame 1 contains"),
         (good[..., :1], "shape"),
         ((good * 255).astype(np.int32), "int32"),
+        (good * 255, r"outside \[0, 1\]"),
+        (good - 0.5, r"outside \[0, 1\]"),
     ):
         with pytest.raises(UserError, match=words):
             write_video(tmp_path / "bad.mp4", frames, 8)
@@ -199,6 +201,11 @@ def test_side_by_side():
     assert np.all(joined[:, :, :4] == 1)
     np.testing.assert_array_equal(joined[:, :, 4:14], clip)
     np.testing.assert_array_equal(joined[2, :, 14:], clip[0])
+    rounded = side_by_side(clip * 1.0005, picture)  # what bfloat16 may make of 1
+    assert rounded.max() == 1
+    for wrong in (clip * 255, clip - 1, (clip * 255).astype(int), clip > 0.5, clip * np.nan):
+        with pytest.raises(UserError, match="clip 1"):
+            side_by_side(picture, wrong)
     with pytest.raises(UserError, match="equal frame counts"):
         side_by_side(clip, clip[:2])
     with pytest.raises(UserError, match="heights"):
