@@ -143,7 +143,8 @@ def read_latest(workdir: epath.Path, shapes: TrainState) -> TrainState:
 
 
 def _be_quiet():
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file
+    # Orbax tells of every file; its errors are raised besides.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def latest_step(workdir: epath.Path) -> int | None:

@@ -160,7 +160,7 @@ def _quiet() -> Iterator[None]:
     """Orbax tells the log about every step it takes."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # errors are raised besides
     try:
         yield
     finally:
