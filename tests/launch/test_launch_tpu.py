@@ -317,7 +317,7 @@ def test_what_follows_a_watch_sends_the_commit_of_then(cloud):
     cloud.until_trained(2)
     cloud.trainer(0)
     assert process.wait(PATIENCE) == 0
-    stored = (cloud.folder / "state/dance").read_text()
+    stored = (cloud.folder / "home/.local/state/animate-jax/tpu/dance").read_text()
     assert "\nref=\n" in stored and "libtpu_args" not in stored
     (cloud.checkout / "later").touch()
     git(cloud.checkout, "add", ".")
