@@ -47,7 +47,7 @@ NETWORKS = {
         "--inception",
         "fid",
         inception.fid_features,
-        ("pt_inception-2015-12-05*.pth",),
+        ("pt_inception-2015-12-05*.pth", "weights-inception-2015-12-05*.pth"),
         (1, 96, 96, 3),
         r"fc\..*|AuxLogits\..*|.*\.num_batches_tracked",
         ("fc.weight", 1008),
