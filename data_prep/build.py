@@ -50,6 +50,8 @@ def open_build(out: str | os.PathLike, work: str | None = None, overwrite: bool 
         raise UserError(f"{out}: holds {min(entries - OURS)}; choose a new directory")
     if (entries | leftovers) - {"work"} and read_bytes(join(work, "settings.json")) is None:
         raise UserError(f"{out}: holds clips, but no work of this command; choose a new directory")
+    for name in leftovers:
+        delete(out / name)
     if overwrite:
         held, unfinished = _known({name.split("/")[0] for name in list_files(work)}, WORK)
         if held and not {"settings.json"} <= held <= WORK:
@@ -60,8 +62,6 @@ def open_build(out: str | os.PathLike, work: str | None = None, overwrite: bool 
         # The settings last: without them the rest would not be known as ours.
         for name in sorted(held | unfinished, key=lambda name: name == "settings.json"):
             delete(join(work, name))
-    for name in leftovers:
-        delete(out / name)
     out.mkdir(parents=True, exist_ok=True)
     return work
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from animate_jax.errors import UserError, UserNote
+from animate_jax.errors import UnreadableError, UserError, UserNote
 from animate_jax.evaluation.baselines import copy_reference, warp_reference
 from animate_jax.evaluation.clips import Entry, clip_frames, clip_masks, open_clips
-from animate_jax.evaluation.folders import match_folders, read_pair
+from animate_jax.evaluation.folders import LengthsDiffer, match_folders, read_pair
 from animate_jax.evaluation.i3d import LEAST_FRAMES
 from animate_jax.evaluation.networks import NETWORKS, find_files, load_lpips, load_network
 from animate_jax.evaluation.pairs import Pair, cross_pairs, own_pairs, read_pairs, video_pairs
@@ -160,7 +160,8 @@ def _folders(options) -> tuple[dict, int, Iterator[Case]]:
         for name, *paths in videos[: options.pairs]:
             try:
                 clips = read_pair(*paths, **reading)
-            except UserError as error:  # no reason to lose what was measured before
+            except (UnreadableError, LengthsDiffer) as error:
+                # No reason to lose what was measured before.
                 warnings.warn(f"{name} is left out: {error}", UserNote, stacklevel=2)
                 yield ({"name": name, "left_out": str(error)},)
             else:

@@ -15,6 +15,10 @@ from animate_jax.video.reading import PICTURE_SUFFIXES, natural_key, read_frames
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi", ".m4v")
 
 
+class LengthsDiffer(UserError):
+    """Of a video and its truth, which so are no pair."""
+
+
 def match_folders(
     predicted: str | os.PathLike, truth: str | os.PathLike
 ) -> list[tuple[str, Path, Path]]:
@@ -75,8 +79,8 @@ def read_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both videos as uint8 (frames, height, width, 3) of one size.
 
-    size: (width, height) that both are stretched to; by default the truth's. Raises UserError where
-    one is longer than the other, unless both have the `frames` that are asked for.
+    size: (width, height) that both are stretched to; by default the truth's. Raises LengthsDiffer
+    where one is longer than the other, unless both have the `frames` that are asked for.
     """
     clips = []
     for path in (truth, predicted):
@@ -87,7 +91,7 @@ def read_pair(
         clips.append(np.stack([resize(picture, *size, "lanczos") for picture in pictures]))
     truth_clip, predicted_clip = clips
     if len(truth_clip) != len(predicted_clip):
-        raise UserError(
+        raise LengthsDiffer(
             f"{predicted}: has {len(predicted_clip)} frames, but {truth} has {len(truth_clip)};"
             " give --frames, the number to compare"
         )

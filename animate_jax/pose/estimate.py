@@ -95,7 +95,7 @@ def estimate_keypoints(
     tracks = track(detections)
     if filling:
         found = tracks[0].people if tracks else {}
-        tracks[:1] = [Track(len(detections), found | filling)]
+        tracks[:1] = [Track(len(detections), dict(sorted((found | filling).items())))]
     points = steady_sides(select_track(tracks, person))
     if smooth:
         points = smooth_keypoints(points, float(fps))

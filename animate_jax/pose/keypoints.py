@@ -173,7 +173,12 @@ def load_written_points(path: str | os.PathLike) -> np.ndarray:
 
 
 def first_pose(keypoints: Keypoints, width: int, height: int) -> np.ndarray:
-    """The points of the first frame, float32 (134, 3), in pixels of a picture of another size."""
+    """The points of the first frame, float32 (134, 3), in pixels of a picture of another size.
+
+    Raises UserError where there is no frame.
+    """
+    if not len(keypoints.points):
+        raise UserError("the reference's keypoints have no frame; take those of a picture")
     scale = np.array([width / keypoints.width, height / keypoints.height, 1])
     return (keypoints.points[0] * scale).astype(np.float32)
 

@@ -72,7 +72,8 @@ def retarget(
     follows the path of mode `scale`, and so does the standing foot sideways.
 
     anchored: the driving person is known to do in the first frame what the reference shows. So it
-    is there, and not in the median over frames, that the two stand in the same place.
+    is there, and not in the median over frames, that the two stand in the same place, unless that
+    frame shows neither hips nor neck.
 
     Scores are kept. Points at or below the threshold are not measured and follow mode `scale`;
     points with score 0 are absent and keep their coordinates.
@@ -105,10 +106,11 @@ def retarget(
             scaled = moved
             moved = _with_bone_lengths(placed, scaled, seen, _point_ratios(ratios, overall))
             moved[..., :2] += _stance_shift(scaled, moved, seen)[:, None]
-        standing = slice(1) if anchored else slice(None)
-        moved[..., :2] += _shift_to_reference(
-            moved[standing], seen[standing], reference, _seen(reference, threshold)
-        )
+        visible = _seen(reference, threshold)
+        shift = _shift_in_first_frame(moved, seen, reference, visible) if anchored else None
+        if shift is None:
+            shift = _shift_to_reference(moved, seen, reference, visible)
+        moved[..., :2] += shift
         placed = np.where(placed[..., 2:] > 0, moved, placed)
     return placed.astype(np.float32)
 
@@ -280,6 +282,15 @@ def _shift_to_reference(moved, seen, reference, visible):
         if np.isfinite(goal).all() and known.sum() >= len(path) / 2:
             break
     return goal - np.median(path[known], axis=0)
+
+
+def _shift_in_first_frame(moved, seen, reference, visible):
+    """The same where the first frame is the reference's pose; None where it shows too little."""
+    for place in (_standing_place, _hip_place, _neck_place):
+        shift = place(reference[None], visible[None])[0] - place(moved[:1], seen[:1])[0]
+        if np.isfinite(shift).all():
+            return shift
+    return None
 
 
 def _standing_place(points, seen):

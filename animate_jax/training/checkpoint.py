@@ -143,8 +143,7 @@ def read_latest(workdir: epath.Path, shapes: TrainState) -> TrainState:
 
 
 def _be_quiet():
-    # Orbax tells of every file; its errors are raised besides.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file
 
 
 def latest_step(workdir: epath.Path) -> int | None:

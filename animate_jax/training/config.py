@@ -59,11 +59,12 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
 def _blame(path, origin, error) -> str:
     """The line of the config at which an error came up, and what it says."""
     frames = traceback.extract_tb(error.__traceback__)
-    line = [frame.lineno for frame in frames if frame.filename == origin][-1]
+    frame = ([frame for frame in frames if frame.filename == origin] or frames)[-1]
+    place = path if frame.filename == origin else frame.filename
     # ml_collections shows the whole config, its line ends escaped.
     said = str(error).replace("\\n", "\n")
     said = re.sub(r' Other fields present: ".*"(?=\nDid|.?$)', "", said, flags=re.DOTALL)
-    return f"{path}, line {line}: {type(error).__name__}: {' '.join(said.split())}"
+    return f"{place}, line {frame.lineno}: {type(error).__name__}: {' '.join(said.split())}"
 
 
 def _existing(path: Path) -> Path:

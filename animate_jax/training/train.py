@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -48,8 +49,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = Tr
     """Trains a stage in `workdir`, or goes on with it, and writes the finished model into it.
 
     All processes of a pod call it together, after `jax.distributed.initialize`. Raises UserError
-    for what does not fit and where a loss is not finite or leaps; Terminated after SIGTERM or
-    Ctrl-C.
+    for what does not fit and where a loss is not finite or leaps; Terminated after SIGTERM, or, of
+    a single process, Ctrl-C.
     """
     workdir = make_directory(workdir)
     mesh = make_mesh(config.mesh.to_dict())
@@ -61,6 +62,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, *, progress: bool = Tr
         write_model(stage, state, workdir, model_config)
         if jax.process_index() == 0:
             (workdir / FINISHED).write_text(f"{config.steps}\n")
+        if terminated:  # during the last step, or after it
+            raise Terminated(f"told to end; {workdir} is finished", 128 + terminated[0])
 
 
 def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
@@ -211,8 +214,8 @@ def _precision(config):
 
 @contextlib.contextmanager
 def _terminated():
-    """A list that SIGTERM, or Ctrl-C, is put into in place of ending the process at once; the
-    second does.
+    """A list that SIGTERM and Ctrl-C are put into in place of ending the process at once; a second
+    Ctrl-C does. What is ignored, as Ctrl-C by a script's background jobs, stays so.
 
     The processes of a pod have to save the same step: there Orbax learns of the signal from
     jax.distributed, which needs it for itself.
@@ -222,11 +225,13 @@ def _terminated():
         yield received
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
     def receive(number, frame):
         received.append(number)
-        signal.signal(number, before[number])
         if number == signal.SIGINT:
+            signal.signal(number, before[number])
+            _leave_closed_pipes()
             again = "again ends it at once, without"
             print(f"\nending after this step, which is saved; Ctrl-C {again}", file=sys.stderr)
 
@@ -237,3 +242,12 @@ def _terminated():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_closed_pipes():
+    """Who read our lines, such as `tee`, may have ended by the same Ctrl-C; writing would fail."""
+    for number in (1, 2):
+        pipe = select.poll()
+        pipe.register(number, 0)
+        if pipe.poll(0):  # an error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)

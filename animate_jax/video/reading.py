@@ -36,7 +36,11 @@ _UNSAID = 2  # FFmpeg's number for a colour space that a file does not tell
 _HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer curves of high dynamic range
 # Colour space of an ICC profile -> modes of pictures that it can describe, the first of them as
 # which they are converted.
-_PROFILED = {"RGB ": ("RGB", "RGBA", "P", "L"), "GRAY": ("L",), "CMYK": ("CMYK",)}
+_PROFILED = {
+    "RGB ": ("RGB", "RGBA", "RGBa", "P", "PA", "L", "LA", "La"),
+    "GRAY": ("L", "LA", "La"),
+    "CMYK": ("CMYK",),
+}
 
 
 @dataclass(frozen=True)
@@ -69,21 +73,22 @@ def image_to_rgb(image: Image.Image) -> np.ndarray:
             grey[values == clear] = 255
         return np.repeat(grey[..., None], 3, axis=2)
     clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    image = _in_srgb(image.convert("RGBA") if clear else image, image.info.get("icc_profile"))
+    mode, profile = image.mode, image.info.get("icc_profile")
+    image = _in_srgb(image.convert("RGBA") if clear else image, mode, profile)
     if clear:
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return np.array(image.convert("RGB"))
 
 
-def _in_srgb(image, profile):
-    """The picture in the colours that its ICC profile means; as it is where the profile is broken
-    or none."""
+def _in_srgb(image, mode, profile):
+    """The picture, which was of `mode`, in the colours that its ICC profile means; as it is where
+    there is none, or one that is broken or of another kind of pictures."""
     if not profile:
         return image
     try:
         meant = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         modes = _PROFILED.get(meant.profile.xcolor_space, ())
-        if image.mode not in modes:
+        if mode not in modes:
             return image
         flat = ImageCms.profileToProfile(
             image.convert(modes[0]), meant, ImageCms.createProfile("sRGB"), outputMode="RGB"

@@ -9,7 +9,8 @@ import numpy as np
 FALLBACK_FPS = 30.0  # for a video file that declares no usable rate
 FASTEST = 120.0  # frames a second that an uneven video is read at, at most
 MOST_PLAUSIBLE = 1000.0  # frames a second; what is faster has damaged times
-STRAY = 0.03  # seconds, and no more than a frame, by which times may leave an even rate
+STRAY = 0.03  # seconds by which the times of an even rate may leave it where a frame is held
+HELD = 1.8  # times as long as usual
 LONGEST_STILL = 10.0  # seconds that one frame is shown, at most
 
 
@@ -33,7 +34,9 @@ def frame_rate(container, stream) -> tuple[float, bool]:
         return rate, True
     if len(times) < 2:
         return average if usable else FALLBACK_FPS, True
-    return _plausible(min(FASTEST, 1 / np.median(np.diff(times)))), False
+    intervals = np.diff(times)
+    usual = intervals[intervals < 1.5 * np.median(intervals)]  # not held, and none left out
+    return _plausible(min(FASTEST, 1 / usual.mean())), False
 
 
 def _even_rate(times):
@@ -42,7 +45,10 @@ def _even_rate(times):
         return None
     rate = (len(times) - 1) / (times[-1] - times[0])
     stray = np.abs(times - np.linspace(times[0], times[-1], len(times))).max()
-    return _plausible(rate) if stray <= min(STRAY, 1 / rate) else None
+    intervals = np.diff(times)
+    held = intervals.max() > HELD * np.median(intervals)
+    # Others may jitter by a frame, as those of webcams do.
+    return _plausible(rate) if stray <= (min(STRAY, 1 / rate) if held else 1 / rate) else None
 
 
 def _plausible(rate):

@@ -65,6 +65,16 @@ def test_a_large_result_is_decoded_as_it_is_written(tmp_path, monkeypatch, held,
     Image.new("RGB", (64, 64)).save(tmp_path / "reference.png")
     Keypoints(np.ones((3, 134, 3), np.float32), 25.0, 64, 64).save(tmp_path / "motion.npz")
     told = ["--reference", tmp_path / "reference.png", "--keypoints", tmp_path / "motion.npz"]
-    told += ["--retarget", "none", "--out", tmp_path / "a.mp4", tmp_path / "b.gif"]
+    told += [
+        "--width",
+        64,
+        "--height",
+        64,
+        "--retarget",
+        "none",
+        "--out",
+        tmp_path / "a.mp4",
+        tmp_path / "b.gif",
+    ]
     assert main(["animate", *map(str, told)]) == 0
     assert written == [(kind, 3)] * 2

@@ -160,6 +160,16 @@ def test_who_is_anchored_stands_in_the_first_frame_where_the_reference_does(mode
     assert np.median(np.abs(typical - expected)[..., 0]) > 10
 
 
+@pytest.mark.parametrize("shown", [[], [5, 6, 7]])  # nobody, an arm
+def test_an_anchor_that_shows_too_little_is_none(shown):
+    driving, _ = dance(foreshortened=False)
+    reference = driving[0] * [1.25, 1.25, 1]
+    driving[0, np.setdiff1d(np.arange(sk.NUM_POINTS), shown), 2] = 0
+    found, typical = (run(driving, reference, "scale", anchored=a) for a in (True, False))
+    np.testing.assert_array_equal(found, typical)
+    assert np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("mode", ["scale", "bones"])
 def test_the_same_person_in_the_same_place_stays(mode):
     driving, _ = dance(foreshortened=False)

@@ -78,6 +78,15 @@ def test_a_key_that_no_config_has(tmp_path, line, message):
     assert len(str(error.value)) < 300 + len(str(tmp_path))
 
 
+def test_a_wrong_key_of_a_config_that_is_imported(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = ["from configs import base", "def get_config():", "    base.get_config().stpes = 1"]
+    (tmp_path / "what_others_wrote.py").write_text("\n".join(lines))
+    (tmp_path / "mine.py").write_text("from what_others_wrote import get_config")
+    with pytest.raises(UserError, match='Did you mean "steps"'):
+        load_config(tmp_path / "mine.py")
+
+
 def test_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch):
     here = load_config("configs/tiny_stage2.py")
     monkeypatch.syspath_prepend(os.getcwd())  # as where the package is installed

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -95,7 +97,8 @@ def test_a_signal_saves_first(quick, records, tmp_path, number, capsys):
     def trace(self, step):
         if step == 5:  # an odd one, at which no checkpoint is due
             os.kill(os.getpid(), number)
-            assert signal.getsignal(number) == before  # the second time it is as ever
+            again = signal.getsignal(number) == before  # whether a second one is as ever
+            assert again == (number == signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("animate_jax.training.progress.Progress.trace", trace)
@@ -109,6 +112,52 @@ def test_a_signal_saves_first(quick, records, tmp_path, number, capsys):
     assert losses(tmp_path / "ended") == losses(tmp_path / "whole")
     assert np.array_equal(kernel(tmp_path / "ended"), kernel(tmp_path / "whole"))
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("when", ["last step", "model"])
+def test_a_late_signal_ends_what_comes_after(quick, records, tmp_path, monkeypatch, when):
+    """The stage is finished, and the next one not begun."""
+
+    def trace(self, step):
+        if step == 2 and when == "last step":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    save = loop.save_model
+
+    def interrupted(*arguments, **options):
+        if when == "model":
+            os.kill(os.getpid(), signal.SIGINT)
+        save(*arguments, **options)
+
+    monkeypatch.setattr("animate_jax.training.progress.Progress.trace", trace)
+    monkeypatch.setattr(loop, "save_model", interrupted)
+    with pytest.raises(Terminated) as ended:
+        loop.train(config(records, "steps=2"), tmp_path, progress=False)
+    assert ended.value.code == 130
+    if when == "model":
+        assert finished_step(tmp_path) == 2
+
+
+CLOSED_PIPE = """
+import os, signal, sys
+from animate_jax.training.train import _terminated
+with _terminated() as received:
+    os.read(0, 1)  # until the reader of our lines has gone
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still here")
+    sys.stdout.flush()
+sys.exit(received != [signal.SIGINT])
+"""
+
+
+def test_a_reader_that_the_same_signal_ends_costs_nothing():
+    """As `train 2>&1 | tee log` and Ctrl-C."""
+    pipe = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with subprocess.Popen([sys.executable, "-c", CLOSED_PIPE], **pipe) as process:
+        process.stdout.close()
+        process.stdin.write(b"x")
+        process.stdin.close()
+        assert process.wait(120) == 0
 
 
 def test_fewer_steps_than_there_are(quick, records, tmp_path):

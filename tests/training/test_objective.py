@@ -143,3 +143,21 @@ def test_validation_in_slices_has_the_same_losses(model, params):
         whole = losses(1)
         assert whole.std() > 1e-3 * whole.mean()
         np.testing.assert_allclose(losses(3), whole, rtol=1e-5)
+
+
+def test_validation_in_slices_has_the_same_timesteps_and_noise(model, monkeypatch):
+    def encoded(model, params, batch, keys, *sizes):
+        return objective.Example(batch["frames"], None, None, None)
+
+    def told(model, params, example, draws, options):
+        return draws.timesteps + example.latents.mean((1, 2, 3, 4)) + draws.noise[:, 0, 0, 0, 0]
+
+    monkeypatch.setattr(objective, "encode_batch", encoded)
+    monkeypatch.setattr(objective, "denoising_loss", told)
+    batch = {"frames": jax.random.normal(jax.random.key(0), (6, 2, 4, 4, 3))}
+    whole, sliced = (
+        objective.fixed_loss(model, None, batch, 1, DenoisingLoss(), 2, 8, slices)
+        for slices in (1, 3)
+    )
+    assert len(np.unique(whole)) == 6
+    np.testing.assert_allclose(sliced, whole, rtol=1e-6)

@@ -344,7 +344,8 @@ def test_uneven_frames_are_read_as_they_are_shown(tmp_path, suffix):
         ([50] * 9 + [3000], 20, list(range(10))),
         ([50] * 4 + [300] + [50] * 5, 20, [0, 1, 2, 3] + [4] * 6 + [5, 6, 7, 8, 9]),
         ([70, 60, 70] * 3, 15, list(range(9))),
-        ([400, 600], 2.5, [0, 1]),
+        ([400, 600], 2, [0, 1]),
+        ([30, 30, 40] * 3 + [2000], 30, list(range(10))),
         ([500], 2, [0]),
     ],
 )
@@ -377,6 +378,25 @@ def test_a_rate_that_is_not_declared_is_that_of_the_frames(tmp_path):
     encode_at(path, counting_clip(12), [round(1000 * i / 30) + i % 2 for i in range(12)])
     assert grey_levels(read_frames(path)) == list(range(12))
     assert abs(probe_video(path).fps - 30) < 0.2
+
+
+def test_webcams_may_jitter(tmp_path):
+    """15 a second, each up to 40 ms early or late: every frame is taken once."""
+    late = np.random.default_rng(0).normal(0, 12, 60).clip(-40, 40)
+    times = np.maximum(0, np.round(np.arange(60) * 1000 / 15 + late)).astype(int)
+    encode_at(tmp_path / "webcam.mkv", np.tile(counting_clip(12), (5, 1, 1, 1)), times.tolist())
+    assert abs(probe_video(tmp_path / "webcam.mkv").fps - 15) < 0.2
+    assert len(grey_levels(read_frames(tmp_path / "webcam.mkv"))) == 60
+
+
+def test_frames_that_are_missing_are_filled(tmp_path):
+    """Of thirty a second, in whole milliseconds: the rate stays, the one before is shown on."""
+    times = [round(1000 * i / 30) for i in range(40) if i not in (5, 6, 7, 8)]
+    encode_at(tmp_path / "a.mkv", np.tile(counting_clip(12), (3, 1, 1, 1)), times)
+    with pytest.warns(UserNote, match="not evenly spaced"):
+        shown = list(read_frames(tmp_path / "a.mkv"))
+    assert abs(probe_video(tmp_path / "a.mkv").fps - 30) < 0.05
+    assert len(shown) == 40 and all(np.array_equal(shown[4], shown[i]) for i in range(5, 9))
 
 
 def test_a_long_pause_is_cut(tmp_path):
