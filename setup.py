@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PLAN = ['libtpu; sys_platform == "linux"']  # the TPU compiler
+PLAN = ['jax[tpu]; sys_platform == "linux"']  # the TPU compiler that goes with this jax
 GCS = ["etils[epath-gcs]"]  # gs:// paths
 # What reads records and writes logs; making records needs it too.
 TRAIN = [

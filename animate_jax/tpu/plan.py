@@ -21,9 +21,9 @@ from animate_jax.errors import UserError
 from animate_jax.inference.sampling import sample_clip, steps_at_once
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.parallel.chips import GIB, Chip, chip_of
+from animate_jax.parallel.count_flops import count_flops
 from animate_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh, slices_of
 from animate_jax.pose.keypoints import POINTS
-from animate_jax.tpu.count_flops import count_flops
 from animate_jax.tpu.program import Program, read_program
 from animate_jax.training.parameters import shapes_of, split
 from animate_jax.training.stages import Stage, input_config, make_stage

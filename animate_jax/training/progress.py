@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from animate_jax.errors import UserError
 from animate_jax.parallel.chips import peak_flops
-from animate_jax.tpu.count_flops import traced_flops
+from animate_jax.parallel.count_flops import traced_flops
 from animate_jax.training.metrics import MetricsWriter
 from animate_jax.training.optimizer import learning_rate_schedule
 from animate_jax.training.stages import Stage, parameter_counts

@@ -12,7 +12,7 @@ from animate_jax.cli import main
 from animate_jax.errors import UserError
 from animate_jax.kernels.spatial_block import Rows, Weights, spatial_block
 from animate_jax.parallel.chips import CHIPS
-from animate_jax.tpu.count_flops import count_flops
+from animate_jax.parallel.count_flops import count_flops
 from animate_jax.tpu.plan import Plan, describe, sweep
 from animate_jax.tpu.program import Program, read_hlo
 from animate_jax.tpu.topology import topology_name
