@@ -41,7 +41,7 @@ def test_the_first_part_runs(notebook, tmp_path, monkeypatch):
 def test_commands_of_the_released_part(notebook):
     lines = "\n".join(cell.source for cell in notebook.cells if is_released(cell))
     commands = lines.replace("\\\n", " ").splitlines()
-    commands = [line.removeprefix("!") for line in commands if line.startswith("!")]
+    commands = [line.strip().removeprefix("!") for line in commands if line.strip().startswith("!")]
     assert len(commands) == 2
     for command in commands:
         program, *arguments = shlex.split(command)
