@@ -114,7 +114,16 @@ def table(reports: dict[str, dict]) -> str:
             digits = 2 if "psnr" in metric else 4
             cells.append(f"{found['mean']:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})")
         lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += ["", "psnr_character with the own skeleton, and with another body's:"]
+    for label, report in reports.items():
+        kinds = {kind: _kind_mean(report, kind) for kind in ("own", "cross")}
+        lines.append(f"{label}: {kinds['own']:.2f}, {kinds['cross']:.2f}")
     return "\n".join(lines) + "\n"
+
+
+def _kind_mean(report, kind):
+    rows = [row for row in report["clips"] if row["name"].startswith(kind)]
+    return np.mean([row["psnr_character"] for row in rows])
 
 
 def sheet(pictures: Path, names: list[str], side: int) -> Image.Image:
