@@ -35,6 +35,14 @@ def quick(monkeypatch):
     monkeypatch.setattr(Stage, "loss", property(lambda stage: quick_loss))
 
 
+@pytest.fixture
+def hears_interrupts():
+    """As at a terminal; what runs in the background of a script ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def config(records, *overrides):
     return load_config(
         CONFIG,
@@ -89,7 +97,7 @@ def dying_after(make, count, error):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_first(quick, records, tmp_path, number, capsys):
+def test_a_signal_saves_first(quick, records, tmp_path, number, capsys, hears_interrupts):
     whole = config(records, "log_every=4")  # rows that the interruption cuts in two
     loop.train(whole, tmp_path / "whole", progress=False)
     before = signal.getsignal(number)
@@ -114,6 +122,7 @@ def test_a_signal_saves_first(quick, records, tmp_path, number, capsys):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.usefixtures("hears_interrupts")
 @pytest.mark.parametrize("when", ["last step", "model"])
 def test_a_late_signal_ends_what_comes_after(quick, records, tmp_path, monkeypatch, when):
     """The stage is finished, and the next one not begun."""
@@ -141,6 +150,7 @@ def test_a_late_signal_ends_what_comes_after(quick, records, tmp_path, monkeypat
 CLOSED_PIPE = """
 import os, signal, sys
 from animate_jax.training.train import _terminated
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with _terminated() as received:
     os.read(0, 1)  # until the reader of our lines has gone
     os.kill(os.getpid(), signal.SIGINT)
@@ -158,6 +168,17 @@ def test_a_reader_that_the_same_signal_ends_costs_nothing():
         process.stdin.write(b"x")
         process.stdin.close()
         assert process.wait(120) == 0
+
+
+def test_who_ignores_interrupts_goes_on():
+    """As a script's background jobs do."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with loop._terminated() as received:
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert received == []
 
 
 def test_fewer_steps_than_there_are(quick, records, tmp_path):
