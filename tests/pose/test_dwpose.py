@@ -159,23 +159,19 @@ def test_simcc_takes_the_lower_maximum():
     assert scores.tolist() == [0.4, 0.0]
 
 
+def clip_keypoints(frames, networks, **options):
+    """Of frames of 320x240, 8 a second."""
+    det, pose = networks
+    told = dict(backend="dwpose", fps=8, width=320, height=240, det=det, pose=pose, progress=False)
+    return estimate_keypoints(frames, **told, **options)
+
+
 def test_clip_and_picture(networks, frame):
     det, pose = networks
-    keypoints = estimate_keypoints(
-        [frame] * 3,
-        backend="dwpose",
-        fps=8,
-        width=320,
-        height=240,
-        det=det,
-        pose=pose,
-        progress=False,
-    )
+    keypoints = clip_keypoints([frame] * 3, networks)
     assert keypoints.points.shape == (3, 134, 3)
     assert np.abs(keypoints.points[1, 5, :2] - (130, 140)).max() < 1.3
-    second = estimate_keypoints(
-        [frame], backend="dwpose", person=1, fps=8, width=320, height=240, det=det, pose=pose
-    )
+    second = clip_keypoints([frame], networks, person=1)
     assert np.abs(second.points[0, 5, :2] - (50, 80)).max() < 1.3
     largest = estimate_picture(frame, "dwpose", det=det, pose=pose)
     assert np.abs(largest[5, :2] - (130, 140)).max() < 1.3
@@ -188,18 +184,9 @@ def test_whoever_fills_a_frame_is_taken_where_nobody_is_found(networks):
     empty = np.zeros((240, 320, 3), np.uint8)
     close_up = empty.copy()  # no blue: the detector sees nobody
     close_up[139:142, 129:132] = 255, 0, 0
-    assert np.abs(estimate_picture(close_up, "dwpose", det=det, pose=pose)[30, :2]
-                  - (130, 140)).max() < 2.5  # fmt: skip
-    keypoints = estimate_keypoints(
-        [close_up, empty, close_up],
-        backend="dwpose",
-        fps=8,
-        width=320,
-        height=240,
-        det=det,
-        pose=pose,
-        progress=False,
-    )
+    alone = estimate_picture(close_up, "dwpose", det=det, pose=pose)
+    assert np.abs(alone[30, :2] - (130, 140)).max() < 2.5
+    keypoints = clip_keypoints([close_up, empty, close_up], networks)
     assert (keypoints.points[..., 2].max(1) > 0).tolist() == [True, False, True]
     assert np.abs(keypoints.points[2, 30, :2] - (130, 140)).max() < 2.5
 
