@@ -181,6 +181,19 @@ def test_who_ignores_interrupts_goes_on():
     assert received == []
 
 
+def test_speed_is_of_counted_operations(records, tmp_path, monkeypatch):
+    def loss(params, batch, keys):
+        mean = params["pose_guider"]["conv_in"]["kernel"].mean()
+        product = jnp.full((64, 64), mean) @ jnp.ones((64, 64))
+        return jnp.full(len(keys), (product**2).mean())
+
+    monkeypatch.setattr(Stage, "loss", property(lambda stage: loss))
+    loop.train(config(records, "steps=2"), tmp_path, progress=False)
+    row = [row for row in read_metrics(tmp_path) if "loss" in row][-1]
+    counted = row["tflops_per_device"] * 1e12 * row["seconds_per_step"]
+    assert counted == pytest.approx(2 * 2 * 64**3)  # forward, and the gradient of one factor
+
+
 def test_fewer_steps_than_there_are(quick, records, tmp_path):
     loop.train(config(records, "steps=3"), tmp_path, progress=False)
     with pytest.raises(UserError, match="checkpoint of step 3 already, config.steps is 2"):

@@ -116,7 +116,11 @@ def test_colour_profiles_are_applied(tmp_path):
     assert np.abs(read(colour, swapped) - (157, 227, 147)).max() <= 2
     grey = Image.new("L", (2, 2), 100)
     assert np.abs(read(grey, profile_bytes()) - 100).max() <= 1
-    assert read(grey, light).min() > 120
+    lighter = read(grey, light)
+    assert lighter.min() > 120
+    grey.putalpha(255)
+    assert read(grey, light).tolist() == lighter.tolist()
+    grey = grey.convert("L")
     ink = Image.new("CMYK", (2, 2), (0, 255, 255, 0))
     for picture, unfit in ((ink, swapped), (colour.convert("RGB"), light), (grey, b"broken")):
         assert read(picture, unfit).tolist() == image_to_rgb(picture)[0, 0].tolist()
