@@ -13,6 +13,6 @@ def get_config():
     config.measure_scaling_factor = False
     config.learned = (r"^autoencoder/(decoder|post_quant_conv)/",)
     config.loss.latent_noise = 0.5
-    config.steps = 300
-    config.optimizer.learning_rate = 5e-3
+    config.steps = 2000
+    config.optimizer.learning_rate = 8e-3
     return config
