@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import multiprocessing
 import os
 import sys
 import warnings
@@ -27,7 +28,28 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def run(options: argparse.Namespace, program: str) -> int:
-    """Calls `options.run(options)` and returns the exit code; `options.debug` shows tracebacks."""
+    """Calls `options.run(options)` and returns the exit code; `options.debug` shows tracebacks.
+
+    One of several processes that fails ends here: by itself JAX would wait for the others at the
+    end, five minutes in which they wait for it, and then abort with another code.
+    """
+    code = _run(options, program)
+    if code not in (0, 143) and _is_one_of_several():
+        for child in multiprocessing.active_children():
+            child.terminate()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(code)
+    return code
+
+
+def _is_one_of_several():
+    jax = sys.modules.get("jax")  # not every command needs it
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _run(options, program):
 
     def say(line):
         print(f"{program}: {line}", file=sys.stderr)
@@ -52,6 +74,7 @@ def run(options: argparse.Namespace, program: str) -> int:
         return failed(error, _unexpected(error), 1)
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         sys.stdout = None  # or Python complains once more when it ends
+        return 141  # what a shell says of SIGPIPE; the work may not be done
     except Terminated as end:
         say(str(end))
         return end.code

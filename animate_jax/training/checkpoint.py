@@ -15,11 +15,18 @@ from orbax.checkpoint import checkpoint_managers
 
 from animate_jax.errors import UserError
 from animate_jax.training.step import TrainState
+from animate_jax.weights.items import cause_of
 
 LOSS = "validation_loss"  # the metric that the best checkpoints are kept by
 ITEMS = ("state", "data", "config")
 # What Orbax and TensorStore say of files that are cut short or gone.
-_DAMAGE = "OUT_OF_RANGE", "NOT_FOUND", "DATA_LOSS", "was not found in the checkpoint"
+_DAMAGE = (
+    "OUT_OF_RANGE",
+    "NOT_FOUND",
+    "DATA_LOSS",
+    "FAILED_PRECONDITION",
+    "was not found in the checkpoint",
+)
 
 
 _reported = 0  # steps of this process, over all stages that it trains
@@ -56,8 +63,10 @@ def open_checkpoints(
     A checkpoint is due every so many steps and when a pod is about to be preempted: call `save`
     after each step. The last ones are kept, and those of the lowest validation loss. What a run
     that was killed left half written is removed, so one run at a time: `read_latest` only looks.
+    Raises UserError for a bucket that could not be used to the end.
     """
     _be_quiet()
+    _check_bucket(workdir)
     policies = checkpoint_managers
     options = ocp.CheckpointManagerOptions(
         save_decision_policy=policies.AnySavePolicy(
@@ -80,6 +89,26 @@ def open_checkpoints(
         cleanup_tmp_directories=True,
     )
     return _Checkpoints(workdir / "checkpoints", options=options, item_names=ITEMS)
+
+
+def _check_bucket(workdir: epath.Path) -> None:
+    """Orbax asks what kind a bucket is whenever it removes a checkpoint and when it resumes: hours
+    into a training is too late to find out that it may not."""
+    if not str(workdir).startswith("gs://"):
+        return
+    from google.cloud import storage  # comes with the gcs extra, as what reads gs:// paths
+
+    name = str(workdir).removeprefix("gs://").split("/")[0]
+    try:
+        storage.Client().get_bucket(name)
+    except Exception as error:
+        if getattr(error, "code", None) != 403:
+            raise
+        raise UserError(
+            f"gs://{name}: the service account may not look at the bucket (storage.buckets.get),"
+            " which removing checkpoints needs; grant it roles/storage.legacyBucketReader there,"
+            " besides roles/storage.objectUser (docs/tpu.md)"
+        ) from error
 
 
 def save(
@@ -113,10 +142,13 @@ def restore(manager: ocp.CheckpointManager, shapes: TrainState) -> tuple[TrainSt
     items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore())
     try:
         restored = manager.restore(step, args=items)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        if isinstance(error, (OSError, json.JSONDecodeError)) or any(
-            mark in str(error) for mark in _DAMAGE
+    except Exception as error:
+        found = cause_of(error)
+        if not isinstance(found, (ValueError, KeyError, OSError, TypeError)):
+            raise
+        reason = (str(found).splitlines() or [type(found).__name__])[0][:200]
+        if isinstance(found, (OSError, json.JSONDecodeError)) or any(
+            mark in str(found) for mark in _DAMAGE
         ):
             older = [str(one) for one in manager.all_steps() if one < step]
             raise UserError(

@@ -146,8 +146,16 @@ def _restore(path: epath.Path, tree: Mapping, wanted: Mapping) -> dict:
     try:
         with _quiet(), ocp.Checkpointer(handler) as checkpointer:
             return checkpointer.restore(path, args=arguments)
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
+    except Exception as error:
+        found = cause_of(error)
+        if not isinstance(found, _DAMAGE):
+            raise
+        raise _damaged(path, found) from error
+
+
+def cause_of(error: Exception) -> BaseException:
+    """What Orbax has wrapped in a bare Exception, as it does with arrays that are cut short."""
+    return error.__cause__ if type(error) is Exception and error.__cause__ else error
 
 
 def _damaged(path: epath.Path, error: Exception) -> UserError:

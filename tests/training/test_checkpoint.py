@@ -1,6 +1,8 @@
 """Checkpoints of a small state, without a training."""
 
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +33,12 @@ def read(workdir, shapes=SHAPES):
         return restore(manager, shapes)
 
 
-@pytest.mark.parametrize("lost", ["state", "state/d", "data", "data/metadata", "cut"])
+@pytest.mark.parametrize("lost", ["state", "state/d", "data", "data/metadata", "cut", "cut arrays"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(written, tmp_path, lost):
     broken = shutil.copytree(written, tmp_path / "copy") / "checkpoints" / "3"
-    if lost == "cut":
-        for file in (broken / "state" / "d").iterdir():
+    if lost in ("cut", "cut arrays"):
+        within = "d" if lost == "cut" else "ocdbt.process_0/d"
+        for file in (broken / "state" / within).iterdir():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     elif (broken / lost).is_dir():
         shutil.rmtree(broken / lost)
@@ -54,3 +57,29 @@ def test_another_state_is_no_damage(written):
         read(written, {"kernel": jax.ShapeDtypeStruct((7,), jnp.float32)})
     with pytest.raises(UserError, match=r"checkpoints/3: does not fit this config"):
         read(written, SHAPES | {"bias": jax.ShapeDtypeStruct((7,), jnp.float32)})
+
+
+@pytest.mark.parametrize("code", [403, 500])
+def test_a_bucket_that_may_not_be_looked_at_is_refused_at_once(monkeypatch, code):
+    asked = []
+
+    class Refused(Exception):
+        pass
+
+    class Client:
+        def get_bucket(self, name):
+            asked.append(name)
+            error = Refused("no storage.buckets.get access")
+            error.code = code
+            raise error
+
+    # Stands in for google-cloud-storage, whose errors have their HTTP status as `code`.
+    cloud = types.ModuleType("google.cloud")
+    cloud.storage = types.ModuleType("google.cloud.storage")
+    cloud.storage.Client = Client
+    for module in (cloud, cloud.storage):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    refusal = pytest.raises(UserError, match="gs://mine: .*storage.buckets.get.*legacyBucketReader")
+    with refusal if code == 403 else pytest.raises(Refused):
+        open_checkpoints(epath.Path("gs://mine/stage1"))
+    assert asked == ["mine"]

@@ -98,6 +98,30 @@ def test_two_processes_are_as_one_and_one_alone_does_not_hang(records, tmp_path)
     assert compare(tmp_path / "pair", tmp_path / "alone")
 
 
+def test_one_that_fails_alone_ends_at_once_with_its_own_code(tmp_path):
+    script = tmp_path / "one_of_two.py"
+    script.write_text(
+        "import argparse, sys, time, jax\n"
+        "from animate_jax.commands.run import run\n"
+        "from animate_jax.errors import UserError\n"
+        "options = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
+        "number = int(options['--process'])\n"
+        "jax.distributed.initialize(options['--coordinator'], 2, number)\n"
+        "def work(_):\n"
+        "    if number == 1:\n"
+        "        raise UserError('clip 7 does not decode')\n"
+        "    time.sleep(200)\n"
+        "sys.exit(run(argparse.Namespace(run=work, debug=False), 'train'))\n"
+    )
+    first, second = start_pair([sys.executable, str(script)], tmp_path)
+    try:
+        # At its end JAX would wait for the first, and abort after five minutes.
+        assert second.wait(150) == 2, second.told()
+        assert "error: clip 7 does not decode" in second.told()
+    finally:
+        first.kill()
+
+
 def test_it_goes_on_with_another_number_of_devices(records, tmp_path):
     arguments = command(records, "mesh.fsdp=4", "mesh.data=-1", "fsdp_min_size=1")
     whole = start([*arguments, "--config.steps=8"], tmp_path / "whole", 8)

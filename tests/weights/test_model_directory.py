@@ -374,6 +374,12 @@ def test_a_damaged_part_is_named(saved, tmp_path):
     manifest.write_bytes(b"damaged")
     with pytest.raises(UserError, match="pose_guider: cannot be read"):
         load_model(path, components=["pose_guider"])
+    shutil.rmtree(path / "pose_guider")
+    shutil.copytree(saved / "pose_guider", path / "pose_guider")
+    for file in (path / "pose_guider" / "ocdbt.process_0" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="pose_guider: cannot be read"):
+        load_model(path, components=["pose_guider"])
 
 
 def test_components_and_dtypes_that_do_not_exist_are_refused(saved):
