@@ -192,7 +192,6 @@ def _add_convert(command, commands):
         parser.add_argument("out", metavar="OUT")
         parser.add_argument("--vae", metavar="P", help=f"another autoencoder: {place}")
         parser.add_argument("--image-encoder", metavar="P", help=f"CLIP vision tower: {place}")
-        parser.add_argument("--motion-heads", type=_positive, default=8)
         parser.add_argument(
             "--dtype", choices=["float32", "float16", "bfloat16"], help="by default the source's"
         )
@@ -201,10 +200,17 @@ def _add_convert(command, commands):
 
     moore = layout("moore", _convert_moore, "the released Animate Anyone reproduction")
     moore.add_argument("--base", metavar="P", help=f"Stable Diffusion, for its sizes: {place}")
+    moore.add_argument("--motion-heads", type=_positive, metavar="N", help="8 if nothing is noted")
+    moore.add_argument(
+        "--betas",
+        choices=["linear", "scaled_linear"],
+        help="of the noise: linear if nothing is noted; MusePose's are scaled_linear",
+    )
     moore.add_argument("--no-motion", action="store_true", help="a model of single pictures")
     sd15 = layout("sd15", _convert_sd15, "Stable Diffusion 1.5, as a start for training")
     sd15.add_argument("--controlnet", metavar="P", help=f"openpose ControlNet: {place}")
     sd15.add_argument("--motion", metavar="P", help=f"AnimateDiff motion modules: {place}; or new")
+    sd15.add_argument("--motion-heads", type=_positive, default=8, help="of files that do not say")
     sd15.add_argument(
         "--pose-guider", default="feature", choices=["feature", "latent"], help="kind"
     )
@@ -220,7 +226,7 @@ def _convert_moore(options):
     from animate_jax.weights.convert import convert_moore
 
     shared = _shared_conversion(options)
-    extra = dict(base=options.base, motion=not options.no_motion)
+    extra = dict(base=options.base, motion=not options.no_motion, betas=options.betas)
     convert_moore(options.source, options.out, **extra, **shared)
 
 

@@ -41,7 +41,9 @@ _UNET_FIXED = {
 _UNET_FREE = (
     "sample_size in_channels out_channels down_block_types up_block_types block_out_channels "
     "layers_per_block dropout norm_num_groups cross_attention_dim attention_head_dim "
-    "num_attention_heads upcast_attention addition_embed_type_num_heads"
+    "num_attention_heads upcast_attention addition_embed_type_num_heads "
+    # What diffusers' EMAModel notes down of its averages.
+    "decay min_decay optimization_step update_after_step use_ema_warmup inv_gamma power"
 ).split()
 _AUTOENCODER_FIXED = {
     "act_fn": "silu",
@@ -62,8 +64,14 @@ _DESCRIBING = {
 }
 
 
+NOTES = "animate_jax.json"  # in an export: the model's config, which PyTorch's files do not say
+_LARGEST_JSON = 2**24  # weights that are given by mistake need not be read
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises UserError for anything else."""
+    if path.is_file() and path.stat().st_size > _LARGEST_JSON:
+        raise UserError(f"{path}: is no description but something large; give a config.json")
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -87,10 +95,10 @@ def check_unet_options(options: Mapping[str, Any], where: str) -> None:
     """Raises UserError for a UNet config that asks for what is not implemented here."""
     _check_class(options, UNET_CLASS, where)
     _check_options(options, _UNET_FIXED, _UNET_FREE, where)
-    downs = options.get("down_block_types") or ()
+    downs = options.get("down_block_types") or []
     _check_blocks(downs, ("CrossAttnDownBlock2D", "DownBlock2D"), f"{where}: down_block_types")
     ups = [name.replace("Down", "Up") for name in reversed(downs)]
-    if downs and list(options.get("up_block_types", ups)) != ups:
+    if downs and options.get("up_block_types", ups) != ups:
         raise UserError(f"{where}: up_block_types do not mirror down_block_types")
 
 
@@ -102,7 +110,7 @@ def check_autoencoder_options(options: Mapping[str, Any], where: str) -> None:
         ("down_block_types", "DownEncoderBlock2D"),
         ("up_block_types", "UpDecoderBlock2D"),
     ):
-        _check_blocks(options.get(key) or (), (kind,), f"{where}: {key}")
+        _check_blocks(options.get(key) or [], (kind,), f"{where}: {key}")
 
 
 def _check_class(options, name, where):
@@ -127,6 +135,8 @@ def _check_options(options, fixed, free, where):
 
 
 def _check_blocks(found, known, where):
+    if not isinstance(found, list):
+        raise UserError(f"{where} is {found!r}, not a list; get the file again")
     for name in found:
         if name not in known:
             raise UserError(f"{where} has {name!r}; only {' and '.join(known)} are implemented")

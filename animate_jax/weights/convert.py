@@ -12,17 +12,18 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
-from animate_jax.config import ModelConfig, MotionConfig, PoseGuiderConfig, UNetConfig
+from animate_jax.config import ModelConfig, MotionConfig, PoseGuiderConfig, UNetConfig, from_dict
 from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
 from animate_jax.errors import UserError, UserNote
 from animate_jax.models.animate_anyone import COMPONENTS
 from animate_jax.weights import sizes
-from animate_jax.weights.config_files import find_options, read_json
+from animate_jax.weights.config_files import NOTES, find_options, read_json
 from animate_jax.weights.model_directory import (
     MOTION,
     check_target,
@@ -49,6 +50,7 @@ _MOORE_PATTERNS = (
     *(stem + suffix for stem in _STEMS for suffix in _SUFFIXES),
     *(f"{folder}/*{suffix}" for folder in _FOLDERS for suffix in (".json", *_SUFFIXES)),
     _UNET_CONFIG,
+    NOTES,
 )
 _EXAMPLES = {
     "vae": "hf:stabilityai/sd-vae-ft-mse",
@@ -66,7 +68,8 @@ def convert_moore(
     image_encoder: Source | None = None,
     base: Source | None = None,
     motion: bool = True,
-    motion_heads: int = 8,
+    motion_heads: int | None = None,
+    betas: Literal["linear", "scaled_linear"] | None = None,
     overwrite: bool = False,
     progress: bool = True,
     dtype: str | None = None,
@@ -77,7 +80,9 @@ def convert_moore(
     motion_module.pth, pose_guider.pth, image_encoder/, sd-vae-ft-mse/ and, if the sizes are not
     Stable Diffusion 1.5's, stable-diffusion-v1-5/unet/config.json. vae, image_encoder and base (a
     diffusers directory, or a UNet's config.json) may lie elsewhere. motion: False converts a model
-    of single pictures. dtype: float32, float16 or bfloat16; None keeps what each file has.
+    of single pictures. motion_heads and betas, which no weights show, are 8 and linear unless
+    given, as the released files are sampled, or what `export_moore` noted down. dtype: float32,
+    float16 or bfloat16; None keeps what each file has.
     Raises UserError, and leaves nothing at `out`, for files that are missing, damaged or of
     another architecture, and where `out` exists and is not to be overwritten.
     """
@@ -97,18 +102,38 @@ def convert_moore(
             _elsewhere("image_encoder", image_encoder, folder / "image_encoder")
         ),
     }
+    noted = _noted(folder)
     motion_config = None
     if motion:
         parts[MOTION] = modules = _with_positions(modules)
-        motion_config = sizes.motion_config(modules.tensors, modules.what, motion_heads)
+        was = noted.denoising_unet.motion or MotionConfig()
+        heads = motion_heads or was.heads
+        motion_config = sizes.motion_config(modules.tensors, modules.what, heads, was.norm_groups)
+        if motion_config.max_frames == 128 and betas is None and noted is _RELEASED:
+            warnings.warn(
+                f"{modules.what}: knows 128 frames, as MusePose's does, whose weights are sampled"
+                " with --betas scaled_linear; taken as linear",
+                UserNote,
+                stacklevel=2,
+            )
     guider = parts["pose_guider"]
     config = _config(
         parts,
         replace(sizes.unet_config(*unet.described), motion=motion_config),
         sizes.pose_guider_config(guider.tensors, guider.what),
-        moore_sampling(),
+        replace(noted.schedule, beta_schedule=betas or noted.schedule.beta_schedule),
     )
-    _save(out, config, parts, overwrite, progress, dtype)
+    kept = {name: getattr(noted, name) for name in ("preprocessing", "resolution", "guidance")}
+    _save(out, replace(config, **kept), parts, overwrite, progress, dtype)
+
+
+_RELEASED = ModelConfig(schedule=moore_sampling())
+
+
+def _noted(folder: Path) -> ModelConfig:
+    """The config that an export came of; of it counts what the released layout does not say."""
+    file = folder / NOTES
+    return from_dict(ModelConfig, read_json(file), str(file)) if file.is_file() else _RELEASED
 
 
 def convert_sd15(
@@ -142,7 +167,8 @@ def convert_sd15(
         name: f"{source}:{name}" if hub else Path(source) / name
         for name in ("unet", "vae", "image_encoder")
     }
-    unet, autoencoder = open_base(resolve_source(str(inside["unet"] if hub else source)))
+    where = resolve_source(str(inside["unet"] if hub else source))
+    unet, autoencoder = open_base(where, autoencoder=vae is None)
     if vae is not None or autoencoder is None:
         autoencoder = open_autoencoder(_elsewhere("vae", vae, inside["vae"]))
     encoder = _elsewhere("image_encoder", image_encoder, inside["image_encoder"])

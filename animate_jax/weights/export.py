@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,13 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
-from animate_jax.errors import UserError
+from animate_jax.config import ModelConfig, to_dict
+from animate_jax.diffusion.schedule import moore_sampling
+from animate_jax.errors import UserError, UserNote
 from animate_jax.files import check_place, replacing_directory
 from animate_jax.models.animate_anyone import COMPONENTS
 from animate_jax.weights.config_files import (
+    NOTES,
     autoencoder_options,
     image_encoder_options,
     preprocessor_options,
@@ -56,11 +60,12 @@ def export_moore(
 
     denoising_unet.pth, reference_unet.pth, pose_guider.pth and, if the model has motion modules,
     motion_module.pth; sd-vae-ft-mse/ and image_encoder/ for diffusers and transformers; the UNet's
-    stable-diffusion-v1-5/unet/config.json. Every tensor keeps its dtype. The noise schedule has no
-    place in these files. One part of the model is in memory at a time. Raises UserError for a
-    model with what the reproductions do not have (a `latent` pose guider, positions, a reference
-    that is not attended to), a damaged one, and where `out` exists: `overwrite` replaces an
-    earlier export, nothing else.
+    stable-diffusion-v1-5/unet/config.json. Every tensor keeps its dtype. What else the model's
+    config says lies in animate_jax.json, which only `convert_moore` reads; a UserNote tells what
+    PyTorch's code has to be told. One part of the model is in memory at a time. Raises UserError
+    for a model with what the reproductions do not have (a `latent` pose guider, positions, a
+    reference that is not attended to), a damaged one, and where `out` exists: `overwrite` replaces
+    an earlier export, nothing else.
     """
     target = Path(out).expanduser()
     _check_target(target, overwrite)
@@ -76,6 +81,7 @@ def export_moore(
             f"{model}: its networks take positions, or the reference in another way, which the "
             "PyTorch reproductions do not have; only models after the paper can be exported"
         )
+    _note_differences(config)
     parts = {}
     for component in COMPONENTS:
         parts |= stored_leaves(model, config, component)
@@ -91,6 +97,7 @@ def export_moore(
             for name, options in _DESCRIPTIONS.items():
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 (temporary / name).write_text(json.dumps(options(config), indent=2) + "\n")
+            (temporary / NOTES).write_text(json.dumps(to_dict(config), indent=2) + "\n")
             for item, leaves in parts.items():
                 tensors = _torch_tensors(load_item_on_host(directory / item, leaves))
                 file = temporary / _FILES[item]
@@ -99,6 +106,23 @@ def export_moore(
                 del tensors  # before the next part is loaded
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def _note_differences(config: ModelConfig) -> None:
+    """Of what stands in the reproductions' code and YAML files, not in their weights."""
+    schedule, motion = config.schedule, config.denoising_unet.motion
+    for what, value, usual in (
+        ("beta_schedule", schedule.beta_schedule, moore_sampling().beta_schedule),
+        ("num_attention_heads of motion modules", motion.heads if motion else 8, 8),
+        ("the latents' factor", config.autoencoder.scaling_factor, 0.18215),
+    ):
+        if value != usual:
+            warnings.warn(
+                f"PyTorch's code has to be told: {what} is {value}, not {usual} (its"
+                " inference_v2.yaml, or where the number stands)",
+                UserNote,
+                stacklevel=3,
+            )
 
 
 def _torch_tensors(leaves: Mapping[tuple[str, ...], np.ndarray]) -> dict[str, LazyTensor]:
@@ -121,7 +145,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     # The PyTorch reproductions' own folder has these files too, among others.
     always = {_FILES["denoising_unet"], *_DESCRIPTIONS}
-    if not always <= found <= {*_FILES.values(), *_DESCRIPTIONS}:
+    if not always <= found <= {*_FILES.values(), *_DESCRIPTIONS, NOTES}:
         raise UserError(f"{target}: exists and is no earlier export; choose another name")
     if not overwrite:
         raise UserError(f"{target}: exists already; choose another name or add --overwrite")

@@ -66,15 +66,17 @@ _MOTION_PARTS = {
 }
 
 
-def split_single_file(tensors: Mapping[str, LazyTensor]) -> dict[str, StateDict]:
+def split_single_file(
+    tensors: Mapping[str, LazyTensor], autoencoder: bool = True
+) -> dict[str, StateDict]:
     """The UNet ("unet") and autoencoder ("vae") of a single-file checkpoint, by diffusers' names.
 
-    A part that the file does not hold is absent. The text encoder, averaged copies of the weights
-    and the noise schedule are left out.
+    A part that the file does not hold, or an autoencoder that is not wanted, is absent. The text
+    encoder, averaged copies of the weights and the noise schedule are left out.
     """
-    unet, autoencoder = _below(_UNET, tensors), _below(_AUTOENCODER, tensors)
+    unet, vae = _below(_UNET, tensors), _below(_AUTOENCODER, tensors)
     parts = {"unet": unet and rename_unet(unet)}
-    parts["vae"] = autoencoder and rename_autoencoder(autoencoder)
+    parts["vae"] = autoencoder and vae and rename_autoencoder(vae)
     return {name: part for name, part in parts.items() if part}
 
 

@@ -122,21 +122,21 @@ def open_unet(path: Path) -> Part:
     return Part(rename_unet(open_state_dict(path)), str(path), options, where)
 
 
-def open_base(path: Path) -> tuple[Part, Part | None]:
-    """The UNet and, if it is there, the autoencoder of a Stable Diffusion model.
+def open_base(path: Path, autoencoder: bool = True) -> tuple[Part, Part | None]:
+    """The UNet and, if it is there and wanted, the autoencoder of a Stable Diffusion model.
 
     path: a diffusers directory with `unet/` and perhaps `vae/`, a single-file checkpoint, or a
     UNet's own folder or file.
     """
     if (path / "unet").is_dir():
-        autoencoder = open_autoencoder(path / "vae") if (path / "vae").is_dir() else None
-        return open_unet(path / "unet"), autoencoder
+        inside = autoencoder and (path / "vae").is_dir()
+        return open_unet(path / "unet"), open_autoencoder(path / "vae") if inside else None
     tensors = open_state_dict(path)
     if not any(name.startswith(_SINGLE_FILE) for name in tensors):
         return open_unet(path), None
-    split = split_single_file(tensors)
-    autoencoder = Part(split["vae"], f"{path} (autoencoder)") if "vae" in split else None
-    return Part(split["unet"], f"{path} (UNet)"), autoencoder
+    split = split_single_file(tensors, autoencoder)
+    within = Part(split["vae"], f"{path} (autoencoder)") if "vae" in split else None
+    return Part(split["unet"], f"{path} (UNet)"), within
 
 
 def open_autoencoder(path: Path) -> Part:

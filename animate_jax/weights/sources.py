@@ -62,10 +62,14 @@ def _open_file(path: Path) -> dict[str, LazyTensor]:
 
 def _without_prefix(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Without what DistributedDataParallel and torch.compile put before every name."""
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+    prefixes = "module.", "_orig_mod."  # one within the other, in any order
+    while tensors and (prefix := _common(tensors, prefixes)):
+        tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
     return tensors
+
+
+def _common(names, prefixes):
+    return next((p for p in prefixes if all(name.startswith(p) for name in names)), None)
 
 
 def resolve_source(text: str, *, patterns: Iterable[str] | None = None) -> Path:

@@ -233,6 +233,9 @@ def test_files_that_are_cut_off_or_missing_are_named(moore_layout, tmp_path, com
         ("vae", {"scaling_factor": "0.18"}, "scaling_factor is '0.18'"),
         ("vae", {"down_block_types": ["DownBlock2D"]}, "has 'DownBlock2D'"),
         ("clip", {"model_type": "siglip"}, "model_type is 'siglip'"),
+        ("unet", {"down_block_types": 5}, "down_block_types is 5, not a list"),
+        ("unet", {"up_block_types": 7}, "up_block_types do not mirror"),
+        ("vae", {"up_block_types": 7}, "up_block_types is 7, not a list"),
         ("clip", {"hidden_act": "relu"}, "hidden_act 'relu' is not implemented"),
         ("clip", {"num_attention_heads": 5}, "is not a multiple of the number"),
         ("clip", {"hidden_size": 64}, "hidden_size is 64, but the weights have 32"),
@@ -474,6 +477,46 @@ def test_a_motion_adapter_tells_its_heads_and_groups(stable_diffusion, tmp_path)
     change_json(tmp_path / "adapter" / "config.json", _class_name="ControlNetModel")
     with pytest.raises(UserError, match="describes a ControlNetModel"):
         sd15(folder, tmp_path / "m", motion=tmp_path / "adapter", overwrite=True)
+
+
+def test_an_autoencoder_that_is_given_replaces_one_that_cannot_be_read(stable_diffusion, tmp_path):
+    whole, folder = stable_diffusion[0], tmp_path / "sd"
+    shutil.copytree(whole, folder)
+    for file in (folder / "vae").glob("*.safetensors"):
+        file.unlink()
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_text(pointer)
+    with pytest.raises(UserError, match="vae.*Git LFS pointer"):
+        sd15(folder, tmp_path / "m")
+    sd15(folder, tmp_path / "m", vae=whole / "vae")
+
+
+def test_a_unet_with_the_notes_of_its_averaging_is_taken():
+    unet = json.loads(diffusers.UNet2DConditionModel(block_out_channels=(32,) * 4).to_json_string())
+    notes = dict(decay=0.9999, min_decay=0.0, optimization_step=7, update_after_step=0)
+    notes |= dict(use_ema_warmup=False, inv_gamma=1.0, power=0.67)
+    config_files.check_unet_options(unet | notes, "config.json")
+
+
+def test_weights_given_as_the_base_are_not_read(moore_layout, tmp_path):
+    with open(tmp_path / "v1-5.safetensors", "wb") as file:
+        file.truncate(2**40)  # more than any memory
+    with pytest.raises(UserError, match="v1-5.safetensors: .* give a config.json"):
+        moore(moore_layout.folder, tmp_path / "m", base=tmp_path / "v1-5.safetensors")
+
+
+def test_musepose_asks_for_other_betas(moore_layout, tmp_path):
+    def longer(state):
+        for name in [n for n in state if n.endswith(".pos_encoder.pe")]:
+            state[name] = state[name][:, :1].repeat(1, 128, 1)
+
+    folder = moore_layout.linked(tmp_path / "muse")
+    resave(folder, "motion_module", longer)
+    with pytest.warns(UserNote, match="128 frames, as MusePose's.*--betas scaled_linear"):
+        moore(folder, tmp_path / "m")
+    moore(folder, tmp_path / "n", betas="scaled_linear")
+    assert read_config(tmp_path / "n").schedule.beta_schedule == "scaled_linear"
+    assert read_config(tmp_path / "m").schedule.beta_schedule == "linear"
 
 
 def test_a_config_that_does_not_name_its_class_counts(tmp_path):

@@ -13,7 +13,8 @@ from moore_layout import FILES, read_moore_file, write_moore_layout
 from small_model import small_model
 
 from animate_jax.config import PoseGuiderConfig, tiny
-from animate_jax.errors import UserError
+from animate_jax.diffusion.schedule import NoiseSchedule
+from animate_jax.errors import UserError, UserNote
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.weights.convert import convert_moore
 from animate_jax.weights.export import export_moore
@@ -82,8 +83,21 @@ def test_pytorch_libraries_load_it_and_find_nothing_missing(exported, moore_layo
 
 
 def test_converting_an_export_gives_the_same_model(exported, model_directory, tmp_path):
-    convert_moore(exported, tmp_path / "again", motion_heads=4, progress=False)
+    convert_moore(exported, tmp_path / "again", progress=False)
     assert read_config(tmp_path / "again") == read_config(model_directory)
+
+
+def test_what_the_files_have_no_place_for_is_noted_down(tmp_path):
+    config = dataclasses.replace(
+        tiny(), resolution=96, guidance=2.0, schedule=NoiseSchedule(steps_offset=0)
+    )
+    save_model(tmp_path / "m", config, AnimateAnyone(config).init(0).items())
+    with pytest.warns(UserNote, match="beta_schedule is scaled_linear, not linear"):
+        export_moore(tmp_path / "m", tmp_path / "out", progress=False)
+    convert_moore(tmp_path / "out", tmp_path / "again", progress=False)
+    assert read_config(tmp_path / "again") == config
+    convert_moore(tmp_path / "out", tmp_path / "linear", betas="linear", progress=False)
+    assert read_config(tmp_path / "linear").schedule.beta_schedule == "linear"
 
 
 def test_a_model_without_motion_has_no_motion_file(moore_layout, tmp_path):

@@ -361,7 +361,7 @@ def test_bfloat16_survives_from_safetensors_to_torch(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_prefix_of_every_name_is_left_out(tmp_path, suffix):
-    for prefix in ("module.", "_orig_mod.", "module._orig_mod."):
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
         assert opened(save(tmp_path / f"w{suffix}", 3.0, f"{prefix}w")) == 3.0
     both = {"module.a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}
     write_torch_file(tmp_path / "both.pth", both)
