@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from etils import epath
 from animate_jax.errors import UserError
 
 _BUCKET = re.compile(r"(?:gs|s3):/")  # pathlib leaves one of two slashes
+_LONGEST = 255  # bytes of a name, on nearly all file systems
 
 
 def check_place(path: str | os.PathLike) -> None:
@@ -28,6 +29,8 @@ def check_place(path: str | os.PathLike) -> None:
             f"{path}: this goes to a disk only; write it here, then copy it there, for Google's"
             " buckets with: gcloud storage cp -r"
         )
+    if len(os.fsencode(os.path.basename(os.path.abspath(path)))) > _LONGEST:
+        raise UserError(f"{path}: the name is longer than {_LONGEST} bytes; choose a shorter one")
     ancestor = Path(os.path.abspath(path)).parent
     while not os.path.lexists(ancestor):
         ancestor = ancestor.parent
@@ -35,6 +38,26 @@ def check_place(path: str | os.PathLike) -> None:
         raise UserError(
             f"{path}: {ancestor} is no directory that can be written to; choose another"
         )
+
+
+def check_file(path: str | os.PathLike, overwrite: bool) -> None:
+    """Raises UserError unless a file could be written at `path`, on a disk."""
+    check_place(path)
+    if Path(path).is_dir():
+        raise UserError(f"{path}: is a directory; choose another name")
+    if Path(path).exists() and not overwrite:
+        raise UserError(f"{path}: exists; choose another name or add --overwrite")
+
+
+def check_kept(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike | None]):
+    """Raises UserError for an output that would take the place of what is read, or of what holds
+    it."""
+    for path in filter(None, inputs):
+        read = os.path.realpath(path)
+        for output in outputs:
+            place = os.path.realpath(output)
+            if os.path.commonpath([place, read]) == place:
+                raise UserError(f"{output}: is, or holds, {path}; choose another name")
 
 
 @contextmanager
@@ -118,4 +141,9 @@ def is_local(path: str | os.PathLike) -> bool:
 
 
 def _beside(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+    ending = f".{os.getpid()}.{kind}"
+    room = _LONGEST - 1 - len(ending)
+    name = path.name
+    if len(os.fsencode(name)) > room:
+        name = os.fsencode(name)[:room].decode(errors="ignore")
+    return path.with_name(f".{name}{ending}")

@@ -75,6 +75,8 @@ def find_videos(
         names = {n: size for n, size in names.items() if not re.search(r"(^|/)\.", n)}
         if without is not None and not is_remote(place) and not is_remote(without):
             out = Path(os.path.relpath(os.path.realpath(without), os.path.realpath(place)))
+            if out == Path("."):
+                raise UserError(f"{without}: is where the videos are; give --out another place")
             names = {n: size for n, size in names.items() if not Path(n).is_relative_to(out)}
         find = {"folder": _in_folders, "ubc-fashion": _in_ubc_fashion, "tiktok": _in_tiktok}
         videos = find[layout](place, names)

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from animate_jax.errors import UserError
-from animate_jax.files import cache_directory, check_place, replacing, replacing_directory
+from animate_jax.files import (
+    cache_directory,
+    check_kept,
+    check_place,
+    replacing,
+    replacing_directory,
+)
 from animate_jax.video.writing import check_output
 
 
@@ -58,6 +64,25 @@ def test_cache_directory(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_directory() == tmp_path / "home" / ".cache" / "animate_jax"
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    path = tmp_path / f"{'踊' * 83}.mp4"  # 253 bytes
+    for _ in range(2):
+        with replacing(path) as temporary:
+            temporary.write_text("whole")
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_is_read_is_not_written_over(tmp_path):
+    (tmp_path / "frames").mkdir()
+    read = tmp_path / "frames" / "000000.png"
+    read.touch()
+    (tmp_path / "link").symlink_to(read)
+    for output in (read, tmp_path / "frames", tmp_path / "link"):
+        with pytest.raises(UserError, match="is, or holds, "):
+            check_kept([output], [None, read])
+    check_kept([tmp_path / "frames" / "out.mp4", tmp_path / "frame"], [None, read])
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/out.mp4", Path("gs://bucket/records")])

@@ -11,6 +11,7 @@ from animate_jax.commands.motion import driving_motion
 from animate_jax.compiled import keep_compiled
 from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError, UserNote
+from animate_jax.files import check_kept
 from animate_jax.inference.pipeline import (
     AnimateAnyonePipeline,
     check_window,
@@ -39,6 +40,8 @@ def animate(options) -> None:
     for path in outputs:
         check_output(path, options.overwrite)
     _check_apart(outputs)
+    read = "reference", "reference_keypoints", "driving", "keypoints", "pose_video", "initial_noise"
+    check_kept(outputs, [getattr(options, name) for name in read])
     keep_compiled(options.compiled)
     if options.fps is not None:
         exact_rate(options.fps)
@@ -87,6 +90,9 @@ def animate(options) -> None:
         for skeleton, frame in zip(_drawn(motion, size, config.preprocessing.pose), video):
             yield side_by_side(reference, skeleton, frame)[0]
 
+    if fps > 50 and any(str(path).lower().endswith(".gif") for path in outputs):
+        note = f"a GIF shows at most 50 frames a second; of {fps:g} some are left out"
+        warnings.warn(note, UserNote, stacklevel=2)
     shown = dict.fromkeys(options.out, joined if options.side_by_side is True else lambda: video)
     if beside:
         shown[beside] = joined

@@ -8,7 +8,7 @@ from pathlib import Path
 from animate_jax.data.input import training_batches
 from animate_jax.data.preview import draw_preview
 from animate_jax.errors import UserError
-from animate_jax.files import check_place, replacing
+from animate_jax.files import check_file, replacing
 from animate_jax.training.config import load_config
 from animate_jax.training.stages import input_config
 
@@ -18,9 +18,7 @@ def data_preview(options) -> None:
     out = Path(options.out)
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: previews are PNG pictures; end the name in .png")
-    if out.exists() and not options.overwrite:
-        raise UserError(f"{out}: exists; choose another name or add --overwrite")
-    check_place(out)
+    check_file(out, options.overwrite)
     config = input_config(load_config(options.config, options.overrides))
     with contextlib.closing(training_batches(config)) as batches:
         batch = next(batches)

@@ -17,7 +17,14 @@ from animate_jax.evaluation.clips import Entry, clip_frames, clip_masks, open_cl
 from animate_jax.evaluation.folders import LengthsDiffer, match_folders, read_pair
 from animate_jax.evaluation.i3d import LEAST_FRAMES
 from animate_jax.evaluation.networks import NETWORKS, find_files, load_lpips, load_network
-from animate_jax.evaluation.pairs import Pair, cross_pairs, own_pairs, read_pairs, video_pairs
+from animate_jax.evaluation.pairs import (
+    Pair,
+    cross_pairs,
+    file_name,
+    own_pairs,
+    read_pairs,
+    video_pairs,
+)
 from animate_jax.evaluation.protocol import SETTINGS, read_protocol
 from animate_jax.evaluation.report import make_report, table, write_report
 from animate_jax.evaluation.score import (
@@ -29,7 +36,7 @@ from animate_jax.evaluation.score import (
     left_out,
     set_distances,
 )
-from animate_jax.files import check_place
+from animate_jax.files import check_file, check_kept, check_place
 from animate_jax.inference.pipeline import (
     AnimateAnyonePipeline,
     default_window,
@@ -87,11 +94,14 @@ def _check_mode(options):
     out = Path(options.out)
     if out.suffix != ".json":
         raise UserError(f"{out}: reports are JSON; end the name in .json")
-    if out.exists() and not options.overwrite:
-        raise UserError(f"{out}: exists; choose another name or add --overwrite")
-    check_place(out)
+    check_file(out, options.overwrite)
+    read = [options.pairs_file, options.data, options.predicted, options.truth, options.model]
+    check_kept([out], read)
     if options.pictures:
         check_place(options.pictures)
+        check_kept([options.pictures], [*read, out])
+        if Path(options.pictures).is_file():
+            raise UserError(f"{options.pictures}: is a file; --pictures names a directory")
         if Path(options.pictures).exists() and not options.overwrite:
             raise UserError(f"{options.pictures}: exists; choose another or add --overwrite")
     if bool(options.predicted) != bool(options.truth):
@@ -105,6 +115,12 @@ def _check_mode(options):
         raise UserError("--autoencoder-only needs --model, whose autoencoder is measured")
     if options.cross and options.pairs_file:
         raise UserError("--cross makes pairs of its own; leave --pairs-file out")
+    if options.pairs_file and (options.frames or options.stride):
+        raise UserError("a --pairs-file says itself which frames; leave --frames and --stride out")
+    if options.predicted and (options.pairs_file or options.cross or options.split):
+        raise UserError(
+            "--predicted takes what the folders hold; leave --pairs-file, --cross and --split out"
+        )
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed is {options.seed}; give one from 0 to {2**32 - 1}")
 
@@ -137,7 +153,7 @@ def _measure(options, settings, cases: Iterator[Case], networks, windows) -> dic
             found.append(clip_features(clip, networks, windows))
         sizes.add(truth.shape[2:0:-1])
         if options.pictures:
-            name = told["name"].replace("/", "__")
+            name = file_name(told["name"])
             joined = side_by_side(*shown, predicted, truth)
             place = Path(options.pictures) / f"{name}.mp4"
             write_video(place, joined, PICTURES_FPS, overwrite=options.overwrite)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from animate_jax.errors import UserError, UserNote
-from animate_jax.files import check_place
+from animate_jax.files import check_file, check_kept
 from animate_jax.inference.preprocessing import fit_drawing, resize
 from animate_jax.pose.estimate import estimate_keypoints, estimate_picture, load_estimator
 from animate_jax.pose.keypoints import Keypoints, load_keypoints, load_pose
@@ -25,9 +25,8 @@ def pose(options) -> None:
     out = Path(options.out)
     if out.suffix != ".npz":
         raise UserError(f"{out}: keypoints are kept in .npz files; end the name in .npz")
-    if out.exists() and not options.overwrite:
-        raise UserError(f"{out}: exists; choose another name or add --overwrite")
-    check_place(out)
+    check_file(out, options.overwrite)
+    check_kept([out], [options.video])
     if options.fps is not None:
         exact_rate(options.fps)
     info = _probed(options.video, options.fps)
@@ -152,9 +151,11 @@ def _reference(options, picture, estimator):
 
 
 def _note_lost(keypoints):
-    lost = ~(keypoints.points[..., 2] > 0).any(1)
+    x, y, score = np.moveaxis(keypoints.points, -1, 0)
+    inside = (0 <= x) & (x < keypoints.width) & (0 <= y) & (y < keypoints.height)
+    lost = ~((score > 0) & inside).any(1)
     if lost.any():
-        note = f"nobody is found in {lost.sum()} of {len(lost)} frames, which have no skeleton"
+        note = f"nobody is seen in {lost.sum()} of {len(lost)} frames, which have no skeleton"
         warnings.warn(f"{note}; cut them off, or try --backend dwpose", UserNote, stacklevel=3)
 
 

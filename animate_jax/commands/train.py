@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -87,9 +88,27 @@ def _finished(workdir: epath.Path) -> bool:
 
 
 def puppet_records(puppets: ConfigDict, workdir: epath.Path) -> epath.Path:
-    """Records of drawn puppets, made in the workdir unless they are there already."""
-    records = workdir / "records"
-    if jax.process_index() == 0 and not (records / NAME / VERSION / INFO).exists():
+    """Records of drawn puppets, made in the workdir unless they are there already.
+
+    Raises UserError where those are of other settings.
+    """
+    records, notes = workdir / "records", workdir / "puppets.json"
+    wanted = puppets.to_dict()
+    if (records / NAME / VERSION / INFO).exists():
+        drawn = json.loads(notes.read_text()) if notes.exists() else wanted
+        changed = [
+            f"{key} was {drawn.get(key)}, now {value}"
+            for key, value in wanted.items()
+            if drawn.get(key) != value
+        ]
+        if changed:
+            raise UserError(
+                f"{records}: was drawn with other puppets ({', '.join(changed)}); remove it and"
+                f" {workdir / 'puppets'}, or choose another --workdir"
+            )
+    elif jax.process_index() == 0:
+        make_directory(workdir)
+        notes.write_text(json.dumps(wanted) + "\n")
         if is_local(workdir):
             _draw(puppets, workdir)
         else:

@@ -98,8 +98,8 @@ def _pair(reference, driving, truth, clips, frames, stride, name=None):
 def read_pairs(path: str | Path, clips: Mapping[str, Entry]) -> list[Pair]:
     """The pairs of a file. Raises UserError for what is malformed or not among the clips."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); correct it") from error
     lines = value.get("pairs") if isinstance(value, dict) else None
     if not isinstance(lines, list) or not lines:
@@ -120,9 +120,14 @@ def read_pairs(path: str | Path, clips: Mapping[str, Entry]) -> list[Pair]:
                     f"{where}: {clip!r} has {clips[clip].frames} frames, not {last + 1}"
                 )
         pairs.append(pair)
-    if len({pair.name for pair in pairs}) < len(pairs):
+    if len({file_name(pair.name) for pair in pairs}) < len(pairs):
         raise UserError(f"{path}: two pairs have one name; give each its own")
     return pairs
+
+
+def file_name(name: str) -> str:
+    """A pair's name as that of a file, without a suffix."""
+    return name.replace("/", "__")
 
 
 def _parse(line, where):
@@ -143,4 +148,6 @@ def _parse(line, where):
     ]
     if missing:
         raise UserError(f"{where}: has no {missing[0]}")
+    if not 0 < len(file_name(line["name"]).encode()) <= 200:
+        raise UserError(f"{where}: the name is empty or longer than 200 bytes; it names files")
     return Pair(**line)

@@ -128,7 +128,8 @@ def load_keypoints(path: str | os.PathLike) -> Keypoints:
     if not zipfile.is_zipfile(path):
         raise UserError(
             f"{path}: not a keypoint file (.npz); make one with: animate-jax pose, or give a video"
-            " with --driving, or a pose that you have written down as a .json file"
+            " with --driving; a pose that you have written down is for --reference-keypoints, and"
+            " its name ends in .json"
         )
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -186,7 +187,7 @@ def first_pose(keypoints: Keypoints, width: int, height: int) -> np.ndarray:
 def load_pose(path: str | os.PathLike, width: int, height: int) -> np.ndarray:
     """One pose, float32 (134, 3) in pixels of a picture: written by hand (.json) in its pixels, or
     the first of a keypoint file. Raises UserError for anything else."""
-    if Path(path).suffix == ".json":
+    if Path(path).suffix.lower() == ".json":
         return load_written_points(path)
     return first_pose(load_keypoints(path), width, height)
 
@@ -202,6 +203,12 @@ def check_keypoints(keypoints: Keypoints, name: str) -> None:
         raise UserError(f"{name}: points contain NaN or infinity; estimate the poses again")
     if points[..., 2].min() < 0 or points[..., 2].max() > 1:
         raise UserError(f"{name}: scores leave the range 0 to 1; estimate the poses again")
+    found = points[..., :2][points[..., 2] > 0]
+    if len(found) and np.abs(found).max() <= 2 and min(keypoints.width, keypoints.height) > 8:
+        raise UserError(
+            f"{name}: places seem to be parts of the picture, from 0 to 1; multiply them by its"
+            f" size, {keypoints.width}x{keypoints.height}: they are in pixels"
+        )
     if not np.isfinite(keypoints.fps) or keypoints.fps <= 0:
         raise UserError(f"{name}: {keypoints.fps} frames per second is not possible")
     if keypoints.width < 1 or keypoints.height < 1:

@@ -93,8 +93,13 @@ class Progress:
             self._end_trace()
 
     def _end_trace(self):
-        jax.profiler.stop_trace()
         self._tracing = False
+        try:
+            jax.profiler.stop_trace()
+        except Exception as error:  # a bucket, a full disk: no reason to end a training
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            self.say(f"the trace could not be written ({reason})")
+            return
         self.say(f"wrote a trace to {self._workdir / 'profile'}; TensorBoard shows it")
 
     def stopped(self, step: int, metrics: Metrics) -> bool:

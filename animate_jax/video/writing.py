@@ -165,6 +165,8 @@ def exact_rate(fps: float) -> Fraction:
 def _target(path):
     text = os.fspath(path)
     target = Path(text)
+    if not text.endswith(("/", os.sep)) and target.name.lower() in SUFFIXES:
+        raise UserError(f"{target}: has a suffix and no name; use one such as out{target.name}")
     if text.endswith(("/", os.sep)) or not target.suffix:
         return target, "pictures"
     suffix = target.suffix.lower()

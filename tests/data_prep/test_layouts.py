@@ -141,3 +141,9 @@ def test_what_the_tiktok_protocol_tests_on_is_not_trained_on(tmp_path):
     held = {name for name, split in splits.items() if split == "validation"}
     assert held == {"00335", "00339", "00340"} and set(splits.values()) == {None, "validation"}
     assert held > set(read_protocol("tiktok")["split"]["ids"]) & set(names)
+
+
+def test_the_place_of_the_videos_is_none_for_results(tmp_path):
+    touch(tmp_path, "a.mp4")
+    with pytest.raises(UserError, match="is where the videos are"):
+        find_videos(tmp_path, without=tmp_path)

@@ -152,6 +152,8 @@ def test_pairs_files(tmp_path):
         ({"frames": 0}, "frames is 0"),
         ({"frames": True}, "frames is True"),
         ({"name": 3}, "name is 3"),
+        ({"name": ""}, "name is empty"),
+        ({"name": "踊" * 70}, "longer than 200 bytes"),
         ({"seed": 3}, "unknown entry 'seed'"),
     ):
         with pytest.raises(UserError, match=message):
@@ -160,5 +162,12 @@ def test_pairs_files(tmp_path):
         read({key: value for key, value in line.items() if key != "driving"})
     with pytest.raises(UserError, match="one name"):
         read(line, line)
+    with pytest.raises(UserError, match="one name"):  # of files
+        read(line | {"name": "a/b"}, line | {"name": "a__b"})
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        read_pairs(path, clips)
+    path.write_text(json.dumps({"pairs": [line]}), encoding="utf-8-sig")  # as Windows saves
+    assert len(read_pairs(path, clips)) == 1
     with pytest.raises(UserError, match="no list of pairs"):
         read()

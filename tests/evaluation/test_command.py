@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -292,6 +293,11 @@ def test_bad_options_are_one_line_and_leave_nothing(puppets, tmp_path, capsys):
         ((*copy, *data, "--pairs-file", tmp_path / "none"), "cannot be read"),
         ((*copy, *data, "--seed", -1), "--seed is -1"),
         ((*copy, *data, "--autoencoder-only"), "--autoencoder-only needs --model"),
+        ((*copy, *data, "--pairs-file", tmp_path / "p", "--stride", 2), "leave --frames and --str"),
+        (("--predicted", data[1], "--truth", data[1], "--cross"), "leave --pairs-file, --cross"),
+        ((*copy, *data, "--pictures", tmp_path / "there.json"), "is a file"),
+        ((*copy, *data, "--pictures", tmp_path / "out"), "is, or holds, "),
+        ((*copy, *data, "--pictures", Path(puppets).parent), "is, or holds, "),
     ]
     for options, message in cases:
         code, report = evaluate(tmp_path / "out" / "no.json", *options)
@@ -300,6 +306,10 @@ def test_bad_options_are_one_line_and_leave_nothing(puppets, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert evaluate(tmp_path / "there.json", *copy, *data)[0] == 2
     assert "--overwrite" in capsys.readouterr().err
+    (tmp_path / "folder.json").mkdir()
+    told = ("--out", str(tmp_path / "folder.json"), *copy, "--data", str(puppets), "--overwrite")
+    assert main(["evaluate", *told]) == 2
+    assert "folder.json: is a directory" in capsys.readouterr().err
     assert main(["evaluate", "--out", str(tmp_path / "a.txt"), *copy, "--data", "x"]) == 2
     assert ".json" in capsys.readouterr().err
 

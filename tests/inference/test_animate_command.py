@@ -18,7 +18,7 @@ def test_keypoint_files_shorter_than_the_window_are_not_too_long(tmp_path, capsy
     """What comes next is refused: the reference's keypoints."""
     Image.new("RGB", (64, 64)).save(tmp_path / "reference.png")
     for frames, message in ((3, "nowhere.npz"), (60, "a window of 40 frames is too long")):
-        points = np.ones((frames, 134, 3), np.float32)
+        points = np.full((frames, 134, 3), (9, 9, 1), np.float32)
         Keypoints(points, 25.0, 64, 64).save(tmp_path / "motion.npz")
         told = ["--reference", tmp_path / "reference.png", "--keypoints", tmp_path / "motion.npz"]
         told += ["--window", 40, "--out", tmp_path / "out.mp4"]
@@ -63,7 +63,9 @@ def test_a_large_result_is_decoded_as_it_is_written(tmp_path, monkeypatch, held,
         lambda path, frames, *_, **__: written.append((type(frames).__name__, len(list(frames)))),
     )
     Image.new("RGB", (64, 64)).save(tmp_path / "reference.png")
-    Keypoints(np.ones((3, 134, 3), np.float32), 25.0, 64, 64).save(tmp_path / "motion.npz")
+    Keypoints(np.full((3, 134, 3), (9, 9, 1), np.float32), 25.0, 64, 64).save(
+        tmp_path / "motion.npz"
+    )
     told = ["--reference", tmp_path / "reference.png", "--keypoints", tmp_path / "motion.npz"]
     told += [
         "--width",

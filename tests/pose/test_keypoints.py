@@ -57,6 +57,13 @@ def test_malformed_files_are_refused(tmp_path, change, words):
         kp.load_keypoints(tmp_path / "pose.npz")
 
 
+def test_parts_of_the_picture_are_no_pixels():
+    points = random_points()
+    points[..., :2] /= np.abs(points[..., :2]).max()
+    with pytest.raises(UserError, match="multiply them by its size, 640x480"):
+        kp.check_keypoints(kp.Keypoints(points, 25.0, 640, 480), "pose.npz")
+
+
 def test_files_of_another_kind_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("not an archive")
     (tmp_path / "empty.npz").touch()

@@ -6,6 +6,7 @@ from etils import epath
 from animate_jax.cli import main
 from animate_jax.commands import train as command
 from animate_jax.data.records import open_records
+from animate_jax.errors import UserError
 from animate_jax.training.config import load_config
 
 
@@ -76,3 +77,6 @@ def test_puppets_are_drawn_into_a_bucket_too(buckets, tmp_path, monkeypatch):
     before = [path.stat().st_mtime_ns for path in buckets.rglob("*") if path.is_file()]
     command.puppet_records(puppets, workdir)
     assert [path.stat().st_mtime_ns for path in buckets.rglob("*") if path.is_file()] == before
+    puppets.seed = 5
+    with pytest.raises(UserError, match="records: was drawn .*seed was 0, now 5"):
+        command.puppet_records(puppets, workdir)

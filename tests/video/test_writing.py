@@ -154,6 +154,10 @@ def test_existing_targets_are_refused_before_any_work(tmp_path):
         write_video(tmp_path / "frames", never(), 8, overwrite=True)
     with pytest.raises(UserError, match="cannot write .avi"):
         check_output(tmp_path / "clip.avi")
+    with pytest.raises(UserError, match="has a suffix and no name"):
+        check_output(tmp_path / ".mp4")
+    with pytest.raises(UserError, match="longer than 255 bytes"):
+        check_output(tmp_path / f"{'踊' * 84}.mp4")
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(UserError, match="is a directory"):
         check_output(tmp_path / "folder.mp4", overwrite=True)
