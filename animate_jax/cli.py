@@ -200,11 +200,13 @@ def _add_convert(command, commands):
 
     moore = layout("moore", _convert_moore, "the released Animate Anyone reproduction")
     moore.add_argument("--base", metavar="P", help=f"Stable Diffusion, for its sizes: {place}")
-    moore.add_argument("--motion-heads", type=_positive, metavar="N", help="8 if nothing is noted")
+    moore.add_argument(
+        "--motion-heads", type=_positive, metavar="N", help="8, unless an export says"
+    )
     moore.add_argument(
         "--betas",
         choices=["linear", "scaled_linear"],
-        help="of the noise: linear if nothing is noted; MusePose's are scaled_linear",
+        help="of the noise: linear, unless an export says; MusePose's are scaled_linear",
     )
     moore.add_argument("--no-motion", action="store_true", help="a model of single pictures")
     sd15 = layout("sd15", _convert_sd15, "Stable Diffusion 1.5, as a start for training")

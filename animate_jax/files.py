@@ -46,10 +46,12 @@ def check_file(path: str | os.PathLike, overwrite: bool) -> None:
     if Path(path).is_dir():
         raise UserError(f"{path}: is a directory; choose another name")
     if Path(path).exists() and not overwrite:
-        raise UserError(f"{path}: exists; choose another name or add --overwrite")
+        raise UserError(f"{path}: already exists; choose another name or add --overwrite")
 
 
-def check_kept(outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike | None]):
+def check_kept(
+    outputs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike | None]
+) -> None:
     """Raises UserError for an output that would take the place of what is read, or of what holds
     it."""
     for path in filter(None, inputs):

@@ -1,5 +1,6 @@
 """The command line as users run it: files in, files out; one line and exit code 2 for bad input."""
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import skimage.data
 from PIL import Image
 
 from animate_jax.cli import main
+from animate_jax.commands.run import run
 from animate_jax.pose.keypoints import Keypoints, load_keypoints
 from animate_jax.video.reading import probe_video, read_frames
 from animate_jax.video.writing import write_video
@@ -332,11 +334,12 @@ def test_what_can_be_refused_is_refused_before_poses_are_sought(model, files, tm
 def test_frames_without_a_person_are_told(model, files, tmp_path, capsys):
     motion = load_keypoints(files / "motion.npz")
     motion.points[1, :, 2] = 0
+    motion.points[2, :, :2] += 1e4  # far outside the picture
     motion.save(tmp_path / "gap.npz")
     gap = "--keypoints", tmp_path / "gap.npz"
     out = tmp_path / "out.npy"
     assert animate(model, files, out, *SMALL, "--retarget", "none", motion=gap) == 0
-    assert "nobody is found in 1 of 3 frames" in capsys.readouterr().err
+    assert "nobody is found in 2 of 3 frames" in capsys.readouterr().err
 
 
 def test_pictures_have_the_rate_that_is_said(model, files, tmp_path, capsys):
@@ -359,3 +362,14 @@ def test_the_rate_of_keypoints_found_in_pictures(tmp_path, blazepose_models, cli
     assert "do not say" not in capsys.readouterr().err
     code = main(["pose", str(tmp_path / "frames"), str(tmp_path / "no.npz"), "--fps", "0"])
     error_of(capsys, code, "frames per second")
+
+
+def test_a_reader_that_has_had_enough_is_no_success(capsys):
+    def work(_):
+        raise BrokenPipeError
+
+    stdout = sys.stdout
+    try:
+        assert run(argparse.Namespace(run=work, debug=False), "animate-jax") == 141
+    finally:
+        sys.stdout = stdout

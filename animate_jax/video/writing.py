@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
 from animate_jax.errors import UserError
-from animate_jax.files import check_place, replacing, replacing_directory
+from animate_jax.files import check_file, check_place, replacing, replacing_directory
 
 # Without cpu-independent, x264 writes slightly different files from the same frames.
 ENCODERS = {
@@ -64,10 +64,7 @@ def check_output(path: str | os.PathLike, overwrite: bool = False) -> None:
                 f"{target}: already holds frames; choose another name or add --overwrite"
             )
         return
-    if target.is_dir():
-        raise UserError(f"{target}: is a directory; choose another name")
-    if target.exists() and not overwrite:
-        raise UserError(f"{target}: already exists; choose another name or add --overwrite")
+    check_file(target, overwrite)
 
 
 def write_video(

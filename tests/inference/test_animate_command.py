@@ -42,7 +42,7 @@ def test_drawn_skeletons_keep_their_proportions_or_are_stretched(tmp_path, fit):
 
 
 @pytest.mark.parametrize("held, kind", [(3 * 64 * 64 * 12 - 1, "Sampled"), (2**20, "ndarray")])
-def test_a_large_result_is_decoded_as_it_is_written(tmp_path, monkeypatch, held, kind):
+def test_a_large_result_is_decoded_as_it_is_written(tmp_path, monkeypatch, capsys, held, kind):
     """Of several outputs, for each anew; never all frames at once."""
 
     class Sampled:
@@ -63,7 +63,7 @@ def test_a_large_result_is_decoded_as_it_is_written(tmp_path, monkeypatch, held,
         lambda path, frames, *_, **__: written.append((type(frames).__name__, len(list(frames)))),
     )
     Image.new("RGB", (64, 64)).save(tmp_path / "reference.png")
-    Keypoints(np.full((3, 134, 3), (9, 9, 1), np.float32), 25.0, 64, 64).save(
+    Keypoints(np.full((3, 134, 3), (9, 9, 1), np.float32), 60.0, 64, 64).save(
         tmp_path / "motion.npz"
     )
     told = ["--reference", tmp_path / "reference.png", "--keypoints", tmp_path / "motion.npz"]
@@ -80,3 +80,4 @@ def test_a_large_result_is_decoded_as_it_is_written(tmp_path, monkeypatch, held,
     ]
     assert main(["animate", *map(str, told)]) == 0
     assert written == [(kind, 3)] * 2
+    assert "at most 50 frames a second; of 60 some are left out" in capsys.readouterr().err

@@ -383,3 +383,14 @@ def test_half_a_checkpoint_in_a_bucket_does_not_count(buckets):
     assert latest_step(epath.Path("gs://bucket/run")) == 1000
     assert stored_config(epath.Path("gs://bucket/run")) == {"steps": 7}
     assert stored_config(epath.Path("gs://bucket/other")) is None
+
+
+def test_a_trace_that_cannot_be_written_ends_no_training(records, tmp_path, monkeypatch, capsys):
+    def refuse():
+        raise RuntimeError("the bucket does not answer")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", refuse)
+    loop.train(config(records, "profile=(2,3)", "steps=5"), tmp_path / "run", progress=True)
+    assert "the trace could not be written (the bucket does not answer)" in capsys.readouterr().out
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 5
