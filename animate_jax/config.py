@@ -40,6 +40,10 @@ class UNetConfig:
     body_places: beside positions, tell it where on the body a token is (pose.body_places), of the
     clip by its skeletons and of the reference by its own: attention begins at the same place of the
     body. For models too small, or trained too little, to find that out from pictures.
+
+    body_values: beside body_places, as many values once more, rotated by the way between places on
+    the body (kernels.spatial_block.BodyValues), for what has to be moved by less than a token. No
+    kernel takes them: attention is plain XLA then.
     """
 
     in_channels: int = 4
@@ -55,10 +59,16 @@ class UNetConfig:
     reference: typing.Literal["attended", "added", "none"] = "attended"
     positions: bool = False
     body_places: bool = False
+    body_values: bool = False
 
     def __post_init__(self):
         if self.body_places and not self.positions:
             raise UserError("body_places without positions is not possible; set both")
+        if self.body_values and not self.body_places:
+            raise UserError("body_values without body_places is not possible; set both")
+        widths = [c // h for c, h in zip(self.block_out_channels, self.heads)]
+        if self.body_values and any(width % 2 for width in widths):
+            raise UserError(f"body_values are pairs; heads have {widths} channels: give even ones")
 
 
 @dataclasses.dataclass(frozen=True)

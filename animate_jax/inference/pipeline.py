@@ -326,8 +326,7 @@ def _bind(model, params, pixels, reference, keypoints, *, guided):
 @functools.partial(jax.jit, static_argnames="model")
 def _encode_pose(model, params, skeletons, keypoints):
     keypoints = None if keypoints is None else keypoints[None]
-    features = model.encode_pose({"pose_guider": params}, skeletons[None], keypoints)[0]
-    return features.astype(model.dtype)
+    return model.encode_pose({"pose_guider": params}, skeletons[None], keypoints)[0]
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -34,11 +34,11 @@ def attention(query, key, value, heads: int, reference=None, has_reference=None)
     Equal to concatenating the reference's keys and values to the row's own (Animate Anyone,
     section 3.2), without doing so.
 
-    query (B, F, N, C), key and value (B, F, M, C).
-    reference: None, or key and value (R, K, C) shared by the F frames of a row. It belongs to the
-        last R rows; those before them attend to themselves only.
+    query (B, F, N, C), key (B, F, M, C) and value (B, F, M, V).
+    reference: None, or key (R, K, C) and value (R, K, V), shared by the F frames of a row. It
+        belongs to the last R rows; those before them attend to themselves only.
     has_reference: None, or bool (R,); False hides the reference from that row.
-    Returns (B, F, N, C).
+    Returns (B, F, N, V). Kernels take values as wide as keys only.
     """
     alone = 0 if reference is None else query.shape[0] - reference[0].shape[0]
     if alone:
@@ -47,9 +47,10 @@ def attention(query, key, value, heads: int, reference=None, has_reference=None)
         out = attention(*(x[alone:] for x in rows), heads, reference, has_reference)
         return jnp.concatenate([own, out])
     tpu = cuda = None
-    if spatial.supports(query, key, heads, reference):
+    alike = value.shape == key.shape
+    if alike and spatial.supports(query, key, heads, reference):
         tpu = over_mesh(spatial.attention, heads)
-    if _cudnn_supports(query, heads):
+    if alike and _cudnn_supports(query, heads):
         cuda = functools.partial(_attention_cudnn, heads=heads)
     rows = query, key, value, reference, has_reference
     plain, cpu = (

@@ -34,7 +34,7 @@ def plain_attention(
     else:
         block = min(tokens, max(1, score_bytes // (4 * heads * keys)))
         out = jax.lax.map(lambda row: _attend_clip(*row, query_block=block), rows)
-    return jnp.swapaxes(out, -3, -2).reshape(batch, frames, tokens, channels)
+    return jnp.swapaxes(out, -3, -2).reshape(batch, frames, tokens, -1)
 
 
 def split_heads(x, heads):
@@ -47,9 +47,10 @@ def _heads_first(x, heads):
 
 
 def _attend_clip(query, key, value, reference, has_reference, query_block=None):
-    """One clip: query (F, H, N, D), key, value (F, H, M, D), reference None or (H, R, D) twice."""
+    """One clip: query (F, H, N, D), key (F, H, M, D), value (F, H, M, V), reference None or
+    (H, R, D) and (H, R, V)."""
 
-    def attend(query, key, value):  # (H, N, D), (H, M, D) of one frame
+    def attend(query, key, value):  # (H, N, D), (H, M, D), (H, M, V) of one frame
         scores = _scores(query, key)
         top = scores.max(-1, keepdims=True)
         if reference is not None:
@@ -75,7 +76,7 @@ def _attend_clip(query, key, value, reference, has_reference, query_block=None):
         whole = tokens // query_block * query_block
         blocks = query[:, :whole].reshape(heads, -1, query_block, width)
         out = jax.lax.map(one, jnp.swapaxes(blocks, 0, 1))
-        out = jnp.swapaxes(out, 0, 1).reshape(heads, whole, width)
+        out = jnp.swapaxes(out, 0, 1).reshape(heads, whole, -1)
         if whole == tokens:
             return out
         return jnp.concatenate([out, one(query[:, whole:])], 1)

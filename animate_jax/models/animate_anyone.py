@@ -119,7 +119,7 @@ class AnimateAnyone:
         """Drawn skeletons (B, F, H, W, 3) in [0, 1] -> pose features (B, F, h, w, channels).
 
         A model with body places takes these from keypoints (B, F, 134, 3) in pixels, and knows none
-        without; they are the last 3 of its pose features.
+        without; they are the last 3 of its pose features, which are float32 then.
         """
         encode = functools.partial(self._apply, "pose_guider")
         if self.remat != "none":
@@ -128,7 +128,7 @@ class AnimateAnyone:
         if not self.uses_body_places:
             return features
         places = self._body_places(keypoints, features.shape[:-1])
-        return jnp.concatenate([features, places.astype(features.dtype)], -1)
+        return jnp.concatenate([features.astype(places.dtype), places], -1)
 
     def _body_places(self, keypoints, shape):
         if keypoints is None:

@@ -16,7 +16,7 @@ import numpy as np
 from animate_jax.kernels.attention import attention
 from animate_jax.kernels.parts import normalise
 from animate_jax.kernels.picture_tokens import Norm, layer_of, to_pictures, to_tokens
-from animate_jax.kernels.spatial_block import Rows, Weights, spatial_block
+from animate_jax.kernels.spatial_block import BodyValues, Places, Rows, Weights, spatial_block
 from animate_jax.models.layers import (
     ConvolutionWeights,
     Dtype,
@@ -36,7 +36,8 @@ class BoundLayer:
 
     Either `cross_output` (B, 1, C), for one image token, or `cross` = keys and values (B, T, C).
     A reference that is not attended to is `added` (B, N, C), zero in rows without one.
-    With body places, where on the body the tokens are (..., N, 3), see pose.body_places.
+    With body places, where on the body the tokens are (..., N, 3), see pose.body_places; with body
+    values, those of the reference, see kernels.spatial_block.BodyValues.
     """
 
     cross_output: jax.Array | None = None
@@ -44,6 +45,7 @@ class BoundLayer:
     reference: tuple[jax.Array, jax.Array] | None = None  # keys and values (R, tokens, C)
     has_reference: jax.Array | None = None  # bool (R,): False drops that row's reference
     added: jax.Array | None = None
+    body_values: jax.Array | None = None  # (R, tokens, C)
     body_places: jax.Array | None = None  # of the clip, (B, F, N, 3)
     reference_body_places: jax.Array | None = None  # (R, N, 3)
 
@@ -57,6 +59,7 @@ class Attention(nn.Module):
     bias: bool = False
     positions: bool = False  # see UNetConfig
     body_places: bool = False
+    body_values: bool = False
 
     def setup(self):
         def linear(bias):
@@ -68,6 +71,8 @@ class Attention(nn.Module):
             self.position_q, self.position_k = linear(False), linear(False)
         if self.body_places:
             self.body_q, self.body_k = linear(False), linear(False)
+        if self.body_values:
+            self.body_v, self.body_out = linear(False), linear(False)
 
     def _linear(self, layer, x):
         weights = layer(x.shape[-1])
@@ -78,6 +83,10 @@ class Attention(nn.Module):
     def keys_and_values(self, tokens):
         """(..., T, any) -> (..., T, channels) twice."""
         return self._linear(self.to_k, tokens), self._linear(self.to_v, tokens)
+
+    def more_values(self, tokens):
+        """(..., T, channels) -> the same: values that places on the body rotate."""
+        return self._linear(self.body_v, tokens)
 
     def output(self, x):
         return self._linear(self.to_out[0], x)
@@ -92,7 +101,7 @@ class Attention(nn.Module):
 
         x (B, F, N, C) -> the same; norm: scale and bias of the LayerNorm before it. What is known
         of the grid (N, C), and of places on the body, goes to queries and keys (DETR, arXiv
-        2005.12872), not to values.
+        2005.12872); body values are rotated by their places.
         """
         layers = [linear(self.channels)[0] for linear in (self.to_q, self.to_k, self.to_v)]
         layers += self.to_out[0](self.channels)
@@ -102,12 +111,24 @@ class Attention(nn.Module):
         if grid is not None:
             own, reference = bound.body_places, bound.reference_body_places
             keys = self.position_k, getattr(self, "body_k", None)
-            places = (
+            places = Places(
                 self._places(self.position_q, getattr(self, "body_q", None), grid, own),
                 self._places(*keys, grid, own),
                 self._places(*keys, grid, reference),
+                self._body_values(bound),
             )
         return spatial_block(rows, weights, self.heads, NORM_EPS, places)
+
+    def _body_values(self, bound):
+        if not self.body_values:
+            return None
+        w_value, w_out = (
+            layer(self.channels)[0].astype(self.dtype) for layer in (self.body_v, self.body_out)
+        )
+        angles = jnp.zeros(self.channels // 2)
+        if bound.body_places is not None:
+            angles = body_angles(bound.body_places, self.channels)
+        return BodyValues(w_value, w_out, angles, bound.body_values)
 
     def _places(self, position, body, grid, body_places):
         """In the picture, or as far as a token belongs to the body, on that."""
@@ -128,11 +149,14 @@ class TransformerBlock(nn.Module):
     reference: str = "attended"  # see UNetConfig
     positions: bool = False
     body_places: bool = False
+    body_values: bool = False
 
     def setup(self):
         self.norm1, self.norm3 = NormWeights(), NormWeights()
         self.norm2 = layer_norm(self.dtype)
-        known = dict(positions=self.positions, body_places=self.body_places)
+        known = dict(
+            positions=self.positions, body_places=self.body_places, body_values=self.body_values
+        )
         self.attn1 = Attention(self.channels, self.heads, self.dtype, **known)
         self.attn2 = Attention(self.channels, self.heads, self.dtype)
         self.ff = FeedForward(self.dtype)
@@ -148,6 +172,8 @@ class TransformerBlock(nn.Module):
         elif reference is not None:
             keys_and_values = self.attn1.keys_and_values(reference)
             bound = bound.replace(reference=keys_and_values, has_reference=has_reference)
+            if self.body_values:
+                bound = bound.replace(body_values=self.attn1.more_values(reference))
         key, value = self.attn2.keys_and_values(image_tokens)
         if image_tokens.shape[1] == 1:
             return bound.replace(cross_output=self.attn2.output(value))
@@ -201,6 +227,19 @@ def body_positions(places: jax.Array, channels: int) -> jax.Array:
     return _sines(places, waves.astype(np.float32), jnp)
 
 
+def body_angles(places: jax.Array, channels: int) -> jax.Array:
+    """Places (..., 2 or more) in the chart of the body -> angles (..., channels / 2), one for every
+    wave across the chart. The waves are a sunflower's seeds on a half disc: evenly dense, up to 7
+    in the length of a torso, which a pattern on cloth comes to in a picture of 128 pixels."""
+    count = channels // 2
+    number = np.arange(count)
+    per_torso = 7 * np.sqrt((number + 0.5) / count)
+    direction = np.pi * (number * (5**0.5 - 1) / 2 % 1)
+    right, down = np.float32(2 * np.pi * per_torso * [np.cos(direction), np.sin(direction)])
+    # No product of matrices, which may round to bfloat16.
+    return places[..., :1] * right + places[..., 1:2] * down
+
+
 def _sines(places, waves, numpy):
     angles = 2 * np.pi * places[..., None, :] / waves[:, None]
     parts = numpy.stack([numpy.sin(angles), numpy.cos(angles)], -1)
@@ -217,6 +256,7 @@ class SpatialTransformer(nn.Module):
     reference: str = "attended"  # see UNetConfig
     positions: bool = False
     body_places: bool = False
+    body_values: bool = False
 
     def setup(self):
         self.norm = NormWeights()
@@ -229,6 +269,7 @@ class SpatialTransformer(nn.Module):
                 self.reference,
                 self.positions,
                 self.body_places,
+                self.body_values,
             )
         ]
         self.proj_out = ConvolutionWeights(self.channels, 1)

@@ -48,8 +48,8 @@ def _quiet(random, shape):
     return np.repeat(np.float32([0, -6]), shape[0] // 2)
 
 
-# What is added to a working network starts at zero: motion modules, pose features, a reference
-# that is not attended to.
+# What is added to a working network starts at zero: motion modules, pose features, body
+# values, a reference that is not attended to.
 RULES = (
     (r"/reference_out/kernel", _zeros),
     (r"autoencoder/quant_conv/bias", _quiet),
@@ -58,6 +58,7 @@ RULES = (
     (r"pose_guider/conv_layers_\d+/kernel", _gaussian),  # arXiv 2311.17117, section 4.1
     (r"pos_encoder/pe", _positions),
     (r"/(position|body)_[qk]/kernel", _near),
+    (r"/body_out/kernel", _zeros),
     (r"(class_embedding|embedding)$", _gaussian),
     (r"/scale$", _ones),
     (r"/bias$", _zeros),

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from animate_jax.config import UNetConfig
 from animate_jax.kernels.parts import ATTENTION, BLOCK
-from animate_jax.models.attention import BoundLayer, SpatialTransformer
+from animate_jax.kernels.spatial_block import rotate
+from animate_jax.models.attention import BoundLayer, SpatialTransformer, body_angles
 from animate_jax.models.layers import (
     Downsample,
     Dtype,
@@ -72,6 +73,14 @@ def _is_convolution(primitive, *_, **__) -> bool:
     return primitive is jax.lax.conv_general_dilated_p
 
 
+def _with_rotated_values(layer: BoundLayer) -> BoundLayer:
+    """What was seen of the body, as seen from the chart's origin."""
+    if layer.body_values is None:
+        return layer
+    angles = body_angles(layer.reference_body_places, layer.body_values.shape[-1])
+    return layer.replace(body_values=rotate(layer.body_values, angles))
+
+
 class Level(nn.Module):
     """One down, mid or up block: resnets, each followed by attention over space, then over time."""
 
@@ -103,6 +112,7 @@ class Level(nn.Module):
                     config.reference,
                     config.positions,
                     config.body_places,
+                    config.body_values,
                 )
                 for _ in range(self.attention_count)
             ]
@@ -207,6 +217,7 @@ class UNet(nn.Module):
             bound |= level.bind(image_tokens, reference, has_reference)
         if self.config.body_places and reference and BODY_PLACES in reference:
             bound = self._placed(bound, "reference_body_places", reference[BODY_PLACES])
+            bound = {path: _with_rotated_values(layer) for path, layer in bound.items()}
         return bound
 
     def _placed(self, bound, field, places):

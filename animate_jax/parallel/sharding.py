@@ -21,8 +21,8 @@ Rules = Sequence[tuple[str, Sequence[str | None]]]
 # Heads of attention and the hidden channels of feed-forwards; the second layer of each pair sums
 # over what the first has split.
 TENSOR_RULES: Rules = (
-    (r"/(to_q|to_k|to_v)/kernel$", (None, "tensor")),
-    (r"/to_out_0/kernel$", ("tensor", None)),
+    (r"/(to_q|to_k|to_v|body_v)/kernel$", (None, "tensor")),
+    (r"/(to_out_0|body_out)/kernel$", ("tensor", None)),
     (r"/ff/net_0/proj/kernel$", (None, "tensor")),
     (r"/ff/net_0/proj/bias$", ("tensor",)),
     (r"/ff/net_2/kernel$", ("tensor", None)),

@@ -136,11 +136,10 @@ def lower_sampling(
     tokens = jax.ShapeDtypeStruct((rows, *tokens.shape[1:]), dtype)
     bound = jax.eval_shape(model.bind, params, tokens, reference)
     clip = jax.ShapeDtypeStruct((1, frames, *latents), jnp.float32)
-    channels = model_config.denoising_unet.block_out_channels[0]
-    if model_config.pose_guider.variant == "latent":
-        channels = latents[-1]
-    channels += 3 * model.uses_body_places
-    pose = jax.ShapeDtypeStruct((1, frames, *latents[:2], channels), dtype)
+    guider = _cast(shapes_of(model_config, ("pose_guider",)), dtype)
+    pixels = latents[0] * smaller, latents[1] * smaller
+    skeletons = jax.ShapeDtypeStruct((1, frames, *pixels, 3), jnp.float32)
+    pose = jax.eval_shape(model.encode_pose, guider, skeletons)
     table = sampling_steps(model_config.schedule, steps, "ddim", 0.0)
     table = jax.tree.map(lambda column: column[: steps_at_once(steps)], table)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 from moore_layout import write_moore_layout
 from parity import relative_l2
 from PIL import Image
@@ -289,13 +290,17 @@ def test_a_stage_one_model_animates_without_motion_modules(pipeline, reference):
 @pytest.fixture(scope="module")
 def on_body():
     """A model that is told where on the body things are."""
-    config, known = small_model(), dict(positions=True, body_places=True)
+    config, known = small_model(), dict(positions=True, body_places=True, body_values=True)
     unets = {
         name: dataclasses.replace(getattr(config, name), **known)
         for name in ("denoising_unet", "reference_unet")
     }
     config = dataclasses.replace(config, **unets)
-    return AnimateAnyonePipeline(config, AnimateAnyone(config).init(0))
+    params = flatten_dict(AnimateAnyone(config).init(0))
+    for path in params:
+        if "body_out" in path:  # zero to begin with
+            params[path] = np.eye(len(params[path]), dtype=np.float32)
+    return AnimateAnyonePipeline(config, unflatten_dict(params))
 
 
 def test_keypoints_of_the_reference(on_body, pipeline, reference):
@@ -321,6 +326,10 @@ def test_keypoints_of_the_reference(on_body, pipeline, reference):
     unknown = on_body(small, drawn, reference_keypoints=own, **options)
     expected = on_body(small, points, **options)
     np.testing.assert_array_equal(unknown, expected)
+
+    half = AnimateAnyonePipeline(on_body.model.config, on_body.params, "bfloat16")
+    coarse = half(small, points, reference_keypoints=own, **options)
+    assert np.abs(coarse - out).mean() < 0.02
 
     plain = pipeline(small, points, **options)
     np.testing.assert_array_equal(

@@ -33,8 +33,9 @@ def concatenated(query, key, value, reference_key, reference_value):
     )
 
 
-def arrays(key, dtype=jnp.float32):
-    shapes = [(2, 3, TOKENS, 16)] * 3 + [(2, KEYS, 16)] * 2
+def arrays(key, dtype=jnp.float32, width=16):
+    """width: of the values."""
+    shapes = [(2, 3, TOKENS, 16)] * 2 + [(2, 3, TOKENS, width), (2, KEYS, 16), (2, KEYS, width)]
     return [
         jax.random.normal(k, shape, dtype)
         for k, shape in zip(jax.random.split(key, len(shapes)), shapes)
@@ -49,12 +50,13 @@ def with_gradient(attend):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("block", [TOKENS, 75, 64, 1])
-def test_slices_of_any_size_equal_the_definition(block, monkeypatch):
-    """64 does not divide 150: the last slice is a smaller one. Forward and gradient."""
+@pytest.mark.parametrize("block, width", [(TOKENS, 16), (75, 16), (64, 16), (1, 16), (64, 32)])
+def test_slices_of_any_size_equal_the_definition(block, width, monkeypatch):
+    """64 does not divide 150: the last slice is a smaller one. Forward and gradient, also of values
+    that are wider than keys."""
     monkeypatch.setattr(kernels, "CACHE_BYTES", 4 * HEADS * (TOKENS + KEYS) * block)
-    inputs = arrays(jax.random.key(0))
-    d_out = jax.random.normal(jax.random.key(1), inputs[0].shape)
+    inputs = arrays(jax.random.key(0), width=width)
+    d_out = jax.random.normal(jax.random.key(1), inputs[2].shape)
     ours = with_gradient(lambda *x: sliced(*x))(d_out, *inputs)
     for got, expected in zip(ours, with_gradient(concatenated)(d_out, *inputs)):
         np.testing.assert_allclose(got, expected, atol=2e-6)

@@ -1,6 +1,7 @@
 """Where in the picture something is, for networks that start from random weights."""
 
 import dataclasses
+import re
 from types import MappingProxyType
 
 import jax
@@ -12,8 +13,15 @@ from small_model import small_model
 
 from animate_jax.config import UNetConfig
 from animate_jax.errors import UserError
+from animate_jax.kernels.spatial_block import rotate
 from animate_jax.models.animate_anyone import AnimateAnyone
-from animate_jax.models.attention import Attention, TransformerBlock, grid_positions
+from animate_jax.models.attention import (
+    Attention,
+    BoundLayer,
+    TransformerBlock,
+    body_angles,
+    grid_positions,
+)
 from animate_jax.models.unet import BODY_PLACES
 
 
@@ -114,7 +122,7 @@ BODY_UNETS = ("reference_unet", "denoising_unet")
 
 def with_body_places():
     config = small_model()
-    known = dict(positions=True, body_places=True)
+    known = dict(positions=True, body_places=True, body_values=True)
     unets = {name: dataclasses.replace(getattr(config, name), **known) for name in BODY_UNETS}
     return dataclasses.replace(config, **unets)
 
@@ -151,7 +159,10 @@ def on_body():
     """A model with body places, and what one clip of it is made from: the reference's person a
     third to the left of the clip's."""
     model = AnimateAnyone(with_body_places())
-    params = model.init(0, (*BODY_UNETS, "pose_guider"))
+    params = flatten_dict(model.init(0, (*BODY_UNETS, "pose_guider")), sep="/")
+    # Else nothing comes of body values.
+    near = {n: np.eye(len(x), dtype=np.float32) for n, x in params.items() if "/body_out/" in n}
+    params = unflatten_dict(params | near, sep="/")
     keys = jax.random.split(jax.random.key(1), 4)
     points = np.zeros((134, 3), np.float32)
     points[[2, 5, 8, 11, 10, 13]] = [(x, y, 1) for y in (8, 24, 44) for x in (38, 46)]
@@ -209,10 +220,94 @@ def test_places_on_the_body_reach_every_attention(on_body):
     assert places == (1, 48, 3)
     # As many attentions have them as have positions.
     params = flatten_dict(on_body["params"], sep="/")
-    kernels = [name for name in params if "/body_" in name]
+    kernels = [name for name in params if re.search("/body_[qk]/", name)]
     assert len(kernels) == len([name for name in params if "/position_" in name]) > 4
     for name in kernels:
         np.testing.assert_array_equal(params[name], 3 * np.eye(len(params[name])))
+
+
+def test_body_values_come_rotated_by_the_way_between_places():
+    """Against pairs of channels as complex numbers, every query with every key."""
+    known = dict(positions=True, body_places=True, body_values=True)
+    attention = Attention(16, 2, jnp.float32, **known)
+    keys = iter(jax.random.split(jax.random.key(2), 12))
+    x, seen = (jax.random.normal(next(keys), shape) for shape in ((1, 2, 6, 16), (1, 6, 16)))
+    chart = [jax.random.uniform(next(keys), s) for s in ((1, 2, 6, 3), (1, 6, 3))]
+    grid, norm = grid_positions(2, 3, 16), (jnp.ones(16), jnp.zeros(16))
+
+    def run(attention, x, seen, own, reference):
+        bound = BoundLayer(
+            reference=attention.keys_and_values(seen),
+            body_values=rotate(attention.more_values(seen), body_angles(reference, 16)),
+            body_places=own,
+            reference_body_places=reference,
+        )
+        return attention.block(x, norm, bound, grid)
+
+    params = attention.init(next(keys), x, seen, *chart, method=run)["params"]
+    kernels = {n: jax.random.normal(next(keys), (16, 16)) / 4 for n in ("q", "k", "v", "out")}
+    params |= {f"body_{name}": {"kernel": kernel} for name, kernel in kernels.items()}
+    silent = params | {"body_out": {"kernel": 0 * kernels["out"]}}
+    out, plain = (
+        attention.apply({"params": p}, x, seen, *chart, method=run) for p in (params, silent)
+    )
+
+    def without_to_v(module, x, seen, own, reference):
+        """The weights of attention, and the values before they are rotated."""
+        grid_ = jnp.asarray(grid)
+        normed = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        query = module._linear(module.to_q, normed) + module._places(
+            module.position_q, module.body_q, grid_, own
+        )
+        both = jnp.concatenate([normed, jnp.broadcast_to(seen[:, None], x.shape)], 2)
+        where = [
+            jnp.broadcast_to(y, x.shape)
+            for y in (
+                module._places(module.position_k, module.body_k, grid_, own),
+                module._places(module.position_k, module.body_k, grid_, reference)[:, None],
+            )
+        ]
+        key = module._linear(module.to_k, both) + jnp.concatenate(where, 2)
+        query, key = (y.reshape(1, 2, -1, 2, 8) for y in (query, key))
+        weights = jax.nn.softmax(jnp.einsum("bfnhd,bfmhd->bfhnm", query, key) / np.sqrt(8))
+        return weights, both @ kernels["v"]
+
+    weights, values = attention.apply({"params": params}, x, seen, *chart, method=without_to_v)
+    places = jnp.concatenate([chart[0], jnp.broadcast_to(chart[1][:, None], (1, 2, 6, 3))], 2)
+    way = body_angles(places[:, :, None], 16) - body_angles(chart[0][:, :, :, None], 16)
+    values = values[..., 0::2] + 1j * values[..., 1::2]
+    turned = values[:, :, None] * jnp.exp(1j * way)  # (1, 2, queries, keys, pairs)
+    turned = turned.reshape(*turned.shape[:-1], 2, 4)
+    turned = jnp.einsum("bfhnm,bfnmhp->bfnhp", weights, turned).reshape(1, 2, 6, 8)
+    more = jnp.stack([turned.real, turned.imag], -1).reshape(x.shape) @ kernels["out"]
+    assert np.abs(more).max() > 0.5
+    np.testing.assert_allclose(out - plain, more, atol=1e-5)
+
+
+def test_a_pattern_kept_as_waves_moves_by_any_distance():
+    """What attention is for at half a token: told at a token, looked at from beside it."""
+    at, beside = jnp.float32([[0.3, 0.5, 1.0]]), jnp.float32([[0.37, 0.42, 1.0]])
+
+    def seen_from(place):
+        """The waves' cosine and sine, as a pattern has them around a place."""
+        angles = body_angles(place, 32)
+        return jnp.stack([jnp.cos(angles), jnp.sin(angles)], -1).reshape(1, 32)
+
+    kept = rotate(seen_from(at), -body_angles(at, 32))  # of the pattern, wherever one looks from
+    np.testing.assert_allclose(rotate(kept, body_angles(beside, 32)), seen_from(beside), atol=1e-5)
+    assert np.abs(seen_from(at) - seen_from(beside)).max() > 0.5
+    # Up to 7 waves in a torso, in any direction: there is one that a pattern nearly has.
+    waves = np.asarray(body_angles(np.eye(2, 3, dtype=np.float32), 64)).T / (2 * np.pi)
+    pattern = np.random.default_rng(0).uniform(-5, 5, (500, 2))
+    away = np.linalg.norm(pattern[:, None] - np.concatenate([waves, -waves]), axis=-1).min(1)
+    assert np.linalg.norm(waves, axis=-1).max() < 7 and away.max() < 1.5 and away.mean() < 0.7
+
+
+def test_body_values_begin_with_nothing():
+    params = flatten_dict(AnimateAnyone(with_body_places()).init(0, BODY_UNETS), sep="/")
+    outs = [name for name in params if name.endswith("/body_out/kernel")]
+    assert len(outs) == len([name for name in params if name.endswith("/body_v/kernel")]) > 4
+    assert not any(params[name].any() for name in outs)
 
 
 def test_rows_with_and_without_reference(on_body):
@@ -235,3 +330,13 @@ def test_rows_with_and_without_reference(on_body):
 def test_they_need_positions():
     with pytest.raises(UserError, match="body_places without positions"):
         UNetConfig(body_places=True)
+    with pytest.raises(UserError, match="body_values without body_places"):
+        UNetConfig(positions=True, body_values=True)
+    with pytest.raises(UserError, match=r"\[9, 16, 16, 16\] channels: give even ones"):
+        UNetConfig(
+            block_out_channels=(36, 64, 64, 64),
+            heads=(4, 4, 4, 4),
+            positions=True,
+            body_places=True,
+            body_values=True,
+        )
