@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from animate_jax.config import UNetConfig
 from animate_jax.kernels.attention import attention
 from animate_jax.kernels.parts import normalise
 from animate_jax.kernels.picture_tokens import Norm, layer_of, to_pictures, to_tokens
@@ -145,34 +146,30 @@ class TransformerBlock(nn.Module):
 
     channels: int
     heads: int
+    config: UNetConfig
     dtype: Dtype
-    reference: str = "attended"  # see UNetConfig
-    positions: bool = False
-    body_places: bool = False
-    body_values: bool = False
 
     def setup(self):
         self.norm1, self.norm3 = NormWeights(), NormWeights()
         self.norm2 = layer_norm(self.dtype)
-        known = dict(
-            positions=self.positions, body_places=self.body_places, body_values=self.body_values
-        )
+        names = "positions", "body_places", "body_values"
+        known = {name: getattr(self.config, name) for name in names}
         self.attn1 = Attention(self.channels, self.heads, self.dtype, **known)
         self.attn2 = Attention(self.channels, self.heads, self.dtype)
         self.ff = FeedForward(self.dtype)
-        if self.reference == "added":
+        if self.config.reference == "added":
             self.reference_out = nn.Dense(self.channels, dtype=self.dtype)
 
     def bind(self, image_tokens, reference=None, has_reference=None) -> BoundLayer:
         """image_tokens (B, T, E); reference (R, N, C): the ReferenceNet's tokens after norm1."""
         bound = BoundLayer()
-        if self.reference == "added":
+        if self.config.reference == "added":
             rows = image_tokens.shape[0]
             bound = bound.replace(added=self._added(reference, has_reference, rows))
         elif reference is not None:
             keys_and_values = self.attn1.keys_and_values(reference)
             bound = bound.replace(reference=keys_and_values, has_reference=has_reference)
-            if self.body_values:
+            if self.config.body_values:
                 bound = bound.replace(body_values=self.attn1.more_values(reference))
         key, value = self.attn2.keys_and_values(image_tokens)
         if image_tokens.shape[1] == 1:
@@ -251,26 +248,14 @@ class SpatialTransformer(nn.Module):
 
     channels: int
     heads: int
-    groups: int
+    config: UNetConfig
     dtype: Dtype
-    reference: str = "attended"  # see UNetConfig
-    positions: bool = False
-    body_places: bool = False
-    body_values: bool = False
 
     def setup(self):
         self.norm = NormWeights()
         self.proj_in = ConvolutionWeights(self.channels, 1)
         self.transformer_blocks = [
-            TransformerBlock(
-                self.channels,
-                self.heads,
-                self.dtype,
-                self.reference,
-                self.positions,
-                self.body_places,
-                self.body_values,
-            )
+            TransformerBlock(self.channels, self.heads, self.config, self.dtype)
         ]
         self.proj_out = ConvolutionWeights(self.channels, 1)
 
@@ -282,8 +267,8 @@ class SpatialTransformer(nn.Module):
         *_, height, width, channels = x.shape
         x = x.astype(self.dtype)
         norm = Norm(*self.norm(channels))
-        tokens = to_tokens(x, norm, self._layer(self.proj_in), self.groups, 1e-6)
-        grid = grid_positions(height, width, channels) if self.positions else None
+        tokens = to_tokens(x, norm, self._layer(self.proj_in), self.config.norm_groups, 1e-6)
+        grid = grid_positions(height, width, channels) if self.config.positions else None
         tokens, features = self.transformer_blocks[0](tokens, bound, grid)
         return to_pictures(tokens, x, self._layer(self.proj_out)), features
 

@@ -104,16 +104,7 @@ class Level(nn.Module):
         ]
         if self.heads:
             self.attentions = [
-                spatial(
-                    self.channels,
-                    self.heads,
-                    config.norm_groups,
-                    dtype,
-                    config.reference,
-                    config.positions,
-                    config.body_places,
-                    config.body_values,
-                )
+                spatial(self.channels, self.heads, config, dtype)
                 for _ in range(self.attention_count)
             ]
         if self.has_motion:

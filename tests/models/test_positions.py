@@ -51,7 +51,7 @@ def test_attention_begins_where_its_query_is():
 @pytest.fixture(scope="module")
 def block():
     """A block with positions, its parameters by path, and what it is called with."""
-    block = TransformerBlock(32, 4, jnp.float32, positions=True)
+    block = TransformerBlock(32, 4, UNetConfig(positions=True), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 5)
     x = jax.random.normal(keys[0], (2, 3, 24, 32))
     reference = jax.random.normal(keys[1], (2, 24, 32))
@@ -95,7 +95,7 @@ def test_without_them_order_does_not_matter(block):
     """Tokens in another order come out in that order; with positions they do not."""
     out, params, x, _, grid = block
     silent = {name: 0 * params[name] for name in params if "/position_" in name}
-    plain = TransformerBlock(32, 4, jnp.float32)
+    plain = TransformerBlock(32, 4, UNetConfig(), jnp.float32)
     np.testing.assert_allclose(out(silent), out(grid=None, block=plain), rtol=0, atol=1e-5)
     turned = out(silent, x=x[:, :, ::-1])[:, :, ::-1]
     np.testing.assert_allclose(turned, out(silent), rtol=0, atol=1e-5)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from animate_jax.config import UNetConfig
 from animate_jax.models.attention import BoundLayer, SpatialTransformer
 from animate_jax.models.layers import ResnetBlock
 from animate_jax.models.unet import checkpoint_policy, rematerialised
@@ -26,7 +27,8 @@ def lowered_gradient(block, x, *args):
 
 def forward_kernels(policy):
     """How often it attends and feeds forward."""
-    block = rematerialised(SpatialTransformer, policy)(64, 2, 8, jnp.bfloat16)
+    config = UNetConfig(norm_groups=8)
+    block = rematerialised(SpatialTransformer, policy)(64, 2, config, jnp.bfloat16)
     x = jax.ShapeDtypeStruct((1, 8, 16, 16, 64), jnp.bfloat16)
     bound = BoundLayer(cross_output=jnp.zeros((1, 1, 64), jnp.bfloat16))
     program = lowered_gradient(block, x, bound)
