@@ -18,7 +18,8 @@ import numpy as np
 from held_out import SEED, SIZE
 from scipy.ndimage import shift
 
-from animate_jax.diffusion.schedule import signal_and_noise
+from animate_jax.diffusion.samplers import predicted_sample
+from animate_jax.diffusion.schedule import alphas_cumprod
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.parallel.mesh import make_mesh
 from animate_jax.pose.keypoints import load_keypoints
@@ -74,9 +75,10 @@ def one_step(model, params, picture, reference_points, points):
     pose = model.encode_pose(params, draw_batch(points[:, None], height, width), points[:, None])
     last = jnp.full(rows, model.config.schedule.num_train_timesteps - 1)
     noise = jax.random.normal(jax.random.key(0), (rows, 1, *latents.shape[1:]))
-    velocity = model.denoise(params, noise, last, bound, pose)[:, 0]
-    signal, sigma = signal_and_noise(model.config.schedule, last[0])
-    return signal * noise[:, 0] - sigma * velocity
+    out = model.denoise(params, noise, last, bound, pose)[:, 0]
+    schedule = model.config.schedule
+    of_noise, of_out = predicted_sample(schedule, alphas_cumprod(schedule)[-1])
+    return of_noise * noise[:, 0] + of_out * out
 
 
 def boxes(points, size):

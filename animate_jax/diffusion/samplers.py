@@ -83,8 +83,8 @@ def sampling_timesteps(schedule: NoiseSchedule, steps: int, sampler: str = "ddim
     return points[:steps].astype(np.int64) + schedule.steps_offset
 
 
-def _predicted_sample(schedule, alpha):
-    """How x and the output make the predicted sample at each a_t."""
+def predicted_sample(schedule, alpha):
+    """Factors of x and of the network's output whose sum is the predicted sample, at each a_t."""
     signal, sigma = np.sqrt(alpha), np.sqrt(1 - alpha)
     if schedule.prediction == "v":
         return signal, -sigma
@@ -104,7 +104,7 @@ def _ddim(schedule, timesteps, steps, eta):
     carry = np.sqrt(np.maximum(1 - alpha_next - noise**2, 0)) / np.sqrt(1 - alpha)
     to_sample = np.sqrt(alpha_next) - carry * np.sqrt(alpha)
     return (
-        *_predicted_sample(schedule, alpha), carry, to_sample, np.zeros_like(carry), noise
+        *predicted_sample(schedule, alpha), carry, to_sample, np.zeros_like(carry), noise
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def _dpm(schedule, timesteps):
     correction = np.zeros_like(shrink)
     correction[1:-1] = 0.5 * width[1:-1] / width[:-2]
     return (
-        *_predicted_sample(schedule, alpha),
+        *predicted_sample(schedule, alpha),
         sigma_next / sigma,
         shrink * (1 + correction),
         -shrink * correction,

@@ -20,6 +20,7 @@ from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError, UserNote
 from animate_jax.inference import sampling
 from animate_jax.inference.pipeline import AnimateAnyonePipeline
+from animate_jax.inference.pipeline import _encode_pose as encode_pose
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.render import draw_skeletons
@@ -330,6 +331,9 @@ def test_keypoints_of_the_reference(on_body, pipeline, reference):
     half = AnimateAnyonePipeline(on_body.model.config, on_body.params, "bfloat16")
     coarse = half(small, points, reference_keypoints=own, **options)
     assert np.abs(coarse - out).mean() < 0.02
+    pose = encode_pose(half.model, half.params["pose_guider"], drawn, points)
+    exact = encode_pose(on_body.model, on_body.params["pose_guider"], drawn, points)
+    np.testing.assert_array_equal(pose[..., -3:], exact[..., -3:])  # places are not rounded
 
     plain = pipeline(small, points, **options)
     np.testing.assert_array_equal(

@@ -88,6 +88,8 @@ MESH = AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"))
     [
         ("x/attn1/to_q/kernel", (320, 320), ("fsdp", "tensor")),
         ("x/attn1/to_out_0/kernel", (320, 320), ("tensor", "fsdp")),
+        ("x/attn1/body_v/kernel", (320, 320), ("fsdp", "tensor")),
+        ("x/attn1/body_out/kernel", (320, 320), ("tensor", "fsdp")),
         ("x/ff/net_0/proj/kernel", (320, 2560), ("fsdp", "tensor")),
         ("x/ff/net_0/proj/bias", (2560,), ("tensor",)),
         ("x/conv1/kernel", (3, 3, 320, 640), (None, None, None, "fsdp")),

@@ -44,9 +44,16 @@ def test_training_starts_with_what_was_planned(programs, records, tmp_path, monk
     assert list(programs.glob("jit_step-*-cache")) == [planned]
 
 
-@pytest.mark.parametrize("downscale", [8, 4])
-def test_sampling_starts_with_what_was_planned(programs, tmp_path, downscale):
+@pytest.mark.parametrize("downscale, on_body", [(8, False), (4, False), (8, True)])
+def test_sampling_starts_with_what_was_planned(programs, tmp_path, downscale, on_body):
     config = small_model()
+    if on_body:
+        known = dict(positions=True, body_places=True, body_values=True)
+        unets = {
+            name: dataclasses.replace(getattr(config, name), **known)
+            for name in ("denoising_unet", "reference_unet")
+        }
+        config = dataclasses.replace(config, **unets)
     channels = config.autoencoder.block_out_channels[: {8: 4, 4: 3}[downscale]]
     autoencoder = dataclasses.replace(config.autoencoder, block_out_channels=channels)
     config = dataclasses.replace(config, autoencoder=autoencoder)
@@ -62,3 +69,10 @@ def test_sampling_starts_with_what_was_planned(programs, tmp_path, downscale):
     picture, motion = np.zeros((64, 64, 3), np.uint8), np.zeros((4, 134, 3), np.float32)
     pipeline(picture, motion, **size, steps=2, guidance=3.5)
     assert list(programs.glob("jit_sample_clip-*-cache")) == [planned]
+
+
+def test_sizes_that_are_no_multiple_of_a_latent_are_planned():
+    """Rounded down, of latents and skeletons alike."""
+    lowered, *_ = lower_sampling(small_model(), 2, 68, 64, 1, 1.0, jax.devices()[0])
+    (shape,) = {x.shape for x in jax.tree.leaves(lowered.out_info) if x.ndim == 5}
+    assert shape[:4] == (1, 2, 8, 8)
