@@ -218,6 +218,14 @@ def test_places_on_the_body_reach_every_attention(on_body):
     bound = case["model"].bind(case["params"], case["tokens"], features)
     (places,) = {layer.reference_body_places.shape for layer in bound.values()} - {(1, 12, 3)}
     assert places == (1, 48, 3)
+    # And its values are rotated by them, once for the clip.
+    nowhere = {path: x for path, x in features.items() if path != BODY_PLACES}
+    for path, before in case["model"].bind(case["params"], case["tokens"], nowhere).items():
+        channels = before.body_values.shape[-1]
+        angles = body_angles(bound[path].reference_body_places, channels)
+        rotated = rotate(before.body_values, angles)
+        np.testing.assert_allclose(bound[path].body_values, rotated, atol=1e-5)
+        assert np.abs(rotated - before.body_values).max() > 0.1
     # As many attentions have them as have positions.
     params = flatten_dict(on_body["params"], sep="/")
     kernels = [name for name in params if re.search("/body_[qk]/", name)]
