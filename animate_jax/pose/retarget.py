@@ -69,11 +69,13 @@ def retarget(
     its direction in every frame is kept. A bone that the reference does not show, or shows
     pointing at the camera, gets the scale of the person; hands follow the forearms, feet the
     shins, the face the head. Each frame is then moved so that the height of the lower ankle
-    follows the path of mode `scale`, and so does the standing foot sideways.
+    follows its driving path, as large as the reference's legs are by the driving ones, since that
+    is how far they carry; and so does the standing foot sideways.
 
     anchored: the driving person is known to do in the first frame what the reference shows. So it
     is there, and not in the median over frames, that the two stand in the same place, unless that
-    frame shows neither hips nor neck.
+    frame shows neither hips nor neck. And it is there that bones are measured, as both people's
+    point the same way, except such as that frame does not show or shows pointing at the camera.
 
     Scores are kept. Points at or below the threshold are not measured and follow mode `scale`;
     points with score 0 are absent and keep their coordinates.
@@ -100,12 +102,13 @@ def retarget(
 
     seen = _seen(placed, threshold)
     if seen.any():
-        ratios, overall = _length_ratios(placed, reference, threshold)
+        ratios, overall = _length_ratios(placed, reference, threshold, anchored)
         moved = placed * [overall, overall, 1]
         if mode == "bones":
-            scaled = moved
-            moved = _with_bone_lengths(placed, scaled, seen, _point_ratios(ratios, overall))
-            moved[..., :2] += _stance_shift(scaled, moved, seen)[:, None]
+            ratios = _point_ratios(ratios, overall)
+            moved = _with_bone_lengths(placed, moved, seen, ratios)
+            legs = ratios[[sk.LEFT_KNEE, sk.LEFT_ANKLE]].mean()
+            moved[..., :2] += _stance_shift(placed * [legs, legs, 1], moved, seen)[:, None]
         visible = _seen(reference, threshold)
         shift = _shift_in_first_frame(moved, seen, reference, visible) if anchored else None
         if shift is None:
@@ -146,7 +149,7 @@ def _clip_length(lengths):
     return np.quantile(np.median(windows, axis=1), LENGTH_QUANTILE)
 
 
-def _length_ratios(driving, reference, threshold):
+def _length_ratios(driving, reference, threshold, anchored):
     """Reference length by driving length per group of bones, and the ratio of the whole person.
 
     A group that either side does not show is absent, as is one shortened in the reference.
@@ -162,7 +165,12 @@ def _length_ratios(driving, reference, threshold):
     ratios = {}
     for name, (_, bones) in BONE_GROUPS.items():
         there = _lengths(reference[None], bones, threshold)[0]
-        here = [_clip_length(column) for column in _lengths(driving, bones, threshold).T]
+        lengths = _lengths(driving, bones, threshold)
+        here = np.array([_clip_length(column) for column in lengths.T])
+        if anchored:
+            same_pose = np.isfinite(there) & (lengths[0] > SHORTENED * here)
+            if same_pose.any():
+                there, here = there[same_pose], lengths[0, same_pose]
         longest_there, longest_here = (np.fmax.reduce(side) for side in (there, here))
         if longest_there > 0 and longest_here > 0:
             ratios[name] = longest_there / longest_here

@@ -220,11 +220,36 @@ def test_a_joint_that_is_lost_for_a_moment_moves_nothing_else(joint):
     np.testing.assert_array_equal(gap[30:36, joint], 0)
 
 
-def test_lower_ankle_follows_the_scaled_path():
+def test_lower_ankle_goes_as_far_as_the_legs_carry():
+    driving, _ = dance(foreshortened=False)
+    driving[..., 0] += np.linspace(0, 60, len(driving))[:, None]  # walks away
+    reference, _ = other_person()  # whose thighs are 1.5 times as long, shins 1.4 times
+    result = run(driving, reference, "bones")
+    before, after = (points[:, [10, 13], 1].max(1) for points in (driving, result))
+    np.testing.assert_allclose(after - after[0], 1.45 * (before - before[0]), atol=0.5)
+
+
+def test_who_is_anchored_is_measured_in_the_first_frame():
     driving, _ = dance()
-    reference, _ = other_person()
-    lower = [run(driving, reference, mode)[:, [10, 13], 1].max(1) for mode in ("scale", "bones")]
-    np.testing.assert_allclose(lower[0], lower[1], atol=0.05)
+    angle, length = rest_pose()
+    factors = other_person()[1] / length
+    # Both in one pose, in which no bone is seen in its length and the upper arms hardly at all,
+    # and the longer-looking thigh in one of the two only.
+    angle = angle + 0.3 * np.sin(np.arange(sk.NUM_POINTS))
+    shortening = np.linspace(0.65, 0.95, sk.NUM_POINTS)
+    shortening[[3, 6]], shortening[12] = 0.3, 1.0
+    driving[0] = pose(np.array([320.0, 150.0]), angle, length, shortening)
+    driving[0, sk.LEFT_KNEE, 2] = 0
+    shortening[[3, 6]] = 0.25
+    reference = pose(np.array([250.0, 90.0]), angle, length * factors, shortening)
+    ratios = {}
+    for anchored in (True, False):
+        result = run(driving, reference, "bones", anchored=anchored)
+        ratios[anchored] = np.median(bone_lengths(result) / bone_lengths(driving), axis=0)
+    measured = [number for number, point in enumerate(BODY) if point not in (3, 6)]
+    np.testing.assert_allclose(ratios[True][measured], factors[BODY][measured], atol=0.01)
+    assert np.abs(ratios[False] - factors[BODY])[measured].max() > 0.1
+    np.testing.assert_allclose(ratios[True], ratios[True].clip(1, 1.5), atol=0.01)
 
 
 def test_standing_foot_does_not_slide():
