@@ -38,7 +38,7 @@ def attention(query, key, value, heads: int, reference=None, has_reference=None)
     reference: None, or key (R, K, C) and value (R, K, V), shared by the F frames of a row. It
         belongs to the last R rows; those before them attend to themselves only.
     has_reference: None, or bool (R,); False hides the reference from that row.
-    Returns (B, F, N, V). Kernels take values as wide as keys only.
+    Returns (B, F, N, V).
     """
     alone = 0 if reference is None else query.shape[0] - reference[0].shape[0]
     if alone:
@@ -46,18 +46,44 @@ def attention(query, key, value, heads: int, reference=None, has_reference=None)
         own = attention(*(x[:alone] for x in rows), heads)
         out = attention(*(x[alone:] for x in rows), heads, reference, has_reference)
         return jnp.concatenate([own, out])
-    tpu = cuda = None
-    alike = value.shape == key.shape
-    if alike and spatial.supports(query, key, heads, reference):
-        tpu = over_mesh(spatial.attention, heads)
-    if alike and _cudnn_supports(query, heads):
-        cuda = functools.partial(_attention_cudnn, heads=heads)
     rows = query, key, value, reference, has_reference
+    tpu = cuda = None
+    if value.shape[-1] >= key.shape[-1]:
+        widened = functools.partial(_widened, heads=heads)
+        wide_query, wide_key, _, wide_reference, _ = jax.eval_shape(widened, *rows)
+        if spatial.supports(wide_query, wide_key, heads, wide_reference):
+            tpu = over_mesh(_of_widened(spatial.attention), heads)
+        if _cudnn_supports(wide_query, heads):
+            cuda = functools.partial(_of_widened(_attention_cudnn), heads=heads)
     plain, cpu = (
         over_mesh(functools.partial(plain_attention, score_bytes=size), heads)
         for size in (SCORE_BYTES, CACHE_BYTES)
     )
     return by_platform(plain, *rows, tpu=tpu, cuda=cuda, cpu=cpu)
+
+
+def _of_widened(kernel):
+    return lambda *rows, heads: kernel(*_widened(*rows, heads), heads=heads)
+
+
+def _widened(query, key, value, reference, has_reference, heads):
+    """The same attention with queries and keys as wide as the values, as kernels take no others.
+
+    Zeros that are added to every head cost them little: a matrix unit multiplies by more rows than
+    a narrow head has in any case, and the weights of the values are computed once.
+    """
+    more = (value.shape[-1] - key.shape[-1]) // heads
+    if not more:
+        return query, key, value, reference, has_reference
+
+    def widen(x):
+        zeros = [(0, 0)] * x.ndim + [(0, more)]
+        return jnp.pad(split_heads(x, heads), zeros).reshape(*x.shape[:-1], -1)
+
+    scale = (value.shape[-1] / key.shape[-1]) ** 0.5  # kernels divide by the root of the width
+    if reference is not None:
+        reference = widen(reference[0]), reference[1]
+    return widen(query * scale), widen(key), value, reference, has_reference
 
 
 def temporal_attention(query, key, value, heads: int):

@@ -32,6 +32,16 @@ def test_programs_for_a_tpu_have_the_kernel(f):
         assert calls == {"tpu": count, "cpu": 0, "cuda": 0}
 
 
+def test_values_wider_than_keys_have_the_kernel_too():
+    def f(x, reference, mask):
+        wide = [jnp.concatenate([x, x], -1) for x in (x, reference)]
+        return kernels.attention(x, x, wide[0], 4, (reference, wide[1]), mask[:, 0, 0] > 0)
+
+    shapes = (1, 2, 128, 160), (1, 150, 160), (1, 1, 1)
+    texts = {p: lowered(p, f, *shapes) for p in ("tpu", "cpu")}
+    assert {p: text.count("tpu_custom_call") for p, text in texts.items()} == {"tpu": 1, "cpu": 0}
+
+
 def test_shapes_that_no_kernel_takes_are_plain():
     def f(x):
         return kernels.attention(x, x, x, 4) + kernels.temporal_attention(x, x, x, 4)

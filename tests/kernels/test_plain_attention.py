@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from animate_jax.kernels import attention as kernels
+from animate_jax.kernels import spatial
+from animate_jax.kernels.plain_attention import plain_attention
 
 HEADS, TOKENS, KEYS = 2, 150, 100
 HAS_REFERENCE = jnp.array([True, False])
@@ -60,6 +62,29 @@ def test_slices_of_any_size_equal_the_definition(block, width, monkeypatch):
     ours = with_gradient(lambda *x: sliced(*x))(d_out, *inputs)
     for got, expected in zip(ours, with_gradient(concatenated)(d_out, *inputs)):
         np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("kernel", ["spatial", "plain"])
+def test_kernels_take_wide_values_with_queries_and_keys_made_as_wide(kernel):
+    """The kernel for TPUs, interpreted, and what stands for any other; forward and gradient."""
+
+    def interpreted(*rows, heads):
+        return spatial.attention(*rows, heads=heads, interpret=True)
+
+    def plain(*rows, heads):
+        assert rows[0].shape == rows[2].shape
+        return plain_attention(*rows, heads, 2**30)
+
+    of_widened = kernels._of_widened({"spatial": interpreted, "plain": plain}[kernel])
+
+    def attend(query, key, value, *reference):
+        return of_widened(query, key, value, reference, HAS_REFERENCE, heads=HEADS)
+
+    inputs = arrays(jax.random.key(0), width=32)
+    d_out = jax.random.normal(jax.random.key(1), inputs[2].shape)
+    ours = with_gradient(attend)(d_out, *inputs)
+    for got, expected in zip(ours, with_gradient(concatenated)(d_out, *inputs)):
+        np.testing.assert_allclose(got, expected, atol=3e-6)
 
 
 def test_gradients_in_half_precision():
