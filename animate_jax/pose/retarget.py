@@ -39,7 +39,7 @@ _HEAD = ("eyes", "ears", "face height", "face width")
 
 LENGTH_QUANTILE = 0.95  # over the clip: long enough to be unshortened, below the outliers
 SMOOTHING_FRAMES = 5  # running median that removes single bad frames before the quantile
-SHORTENED = 0.6  # a reference bone below this part of the person's ratio points at the camera
+SHORTENED = 0.6  # a bone that looks below this part of its length points at the camera
 MAX_STRETCH = 2.0  # a bone's ratio stays below this multiple of the person's ratio
 LONGEST_GAP = 15  # frames over which a lost joint is taken to move on evenly
 STANCE_SOFTNESS = 0.03  # height between the ankles, in person heights, that moves the weight over
@@ -153,6 +153,7 @@ def _length_ratios(driving, reference, threshold, anchored):
     """Reference length by driving length per group of bones, and the ratio of the whole person.
 
     A group that either side does not show is absent, as is one shortened in the reference.
+    anchored: the first frame of `driving` has the reference's pose, see `retarget`.
     """
     visible = _seen(reference, threshold)
     pairs = [pair for _, group in BONE_GROUPS.values() for pair in group]
