@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from PIL import Image
 
 from animate_jax.cli import main
 from animate_jax.commands.run import run
+from animate_jax.files import replacing_directory
 from animate_jax.pose.keypoints import Keypoints, load_keypoints
 from animate_jax.video.reading import probe_video, read_frames
 from animate_jax.video.writing import write_video
@@ -249,6 +253,26 @@ def test_unexpected_errors_are_one_line_without_debug(monkeypatch, capsys):
     assert "RuntimeError: two lines" in capsys.readouterr().err
     with pytest.raises(RuntimeError):
         main(["inspect", "any", "--debug"])
+
+
+def test_a_command_that_is_told_to_end_leaves_no_half_written_files(monkeypatch, capsys, tmp_path):
+    import animate_jax.weights.inspect as inspect
+
+    def stop(path):
+        with replacing_directory(path) as half:
+            (half / "weights").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    monkeypatch.setattr(inspect, "describe_model", stop)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert main(["inspect", str(tmp_path / "model")]) == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "animate-jax: told to end\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_package_is_told_with_what_installs_it(monkeypatch, capsys):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import warnings
 
 from animate_jax.errors import Terminated, UserError, UserNote
@@ -61,7 +64,7 @@ def _run(options, program):
         return code
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _cleaning_up():
             _show_notes(say)
             options.run(options)
     except UserError as error:
@@ -78,6 +81,9 @@ def _run(options, program):
     except Terminated as end:
         say(str(end))
         return end.code
+    except _Told:
+        say("told to end")
+        return 143
     except KeyboardInterrupt:
         say("interrupted")
         return 130
@@ -90,6 +96,29 @@ def _run(options, program):
             return failed(error, line, 2)
         return failed(error, _unexpected(error), 1)
     return 0
+
+
+class _Told(KeyboardInterrupt):
+    """SIGTERM, which ends what Ctrl-C ends."""
+
+
+@contextlib.contextmanager
+def _cleaning_up():
+    """SIGTERM raises, so that half-written files go; a second one ends the process at once."""
+    usual = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def receive(number, frame):
+        signal.signal(number, signal.SIG_DFL)
+        raise _Told
+
+    signal.signal(signal.SIGTERM, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _of_full_disk(error):
