@@ -38,6 +38,7 @@ from animate_jax.weights.parts import (
     open_autoencoder,
     open_base,
     open_image_encoder,
+    renamed,
 )
 from animate_jax.weights.sources import open_state_dict, resolve_source
 
@@ -205,7 +206,8 @@ def _new_motion(motion: Source, heads: int, seed: int) -> tuple[MotionConfig, Pa
             f"{where}: heads {heads!r} or groups {groups!r} are no whole numbers, the same on all"
             " levels"
         )
-    part = _with_positions(Part(rename_motion_modules(open_state_dict(path)), str(path)))
+    tensors = renamed(path, rename_motion_modules, open_state_dict(path))
+    part = _with_positions(Part(tensors, str(path)))
     config = sizes.motion_config(part.tensors, part.what, heads, groups)
     if config.max_frames == 24:
         warnings.warn(
@@ -239,7 +241,7 @@ def _new_guider(
     if controlnet is None:
         return PoseGuiderConfig(out_channels=unet.block_out_channels[0]), part
     path = resolve_source(str(controlnet))
-    tensors = pose_guider_from_controlnet(open_state_dict(path))
+    tensors = renamed(path, pose_guider_from_controlnet, open_state_dict(path))
     body = {name: t for name, t in tensors.items() if not name.startswith("conv_out.")}
     part = Part(body, str(path), fresh=r"conv_out\..+", seed=seed)
     return sizes.pose_guider_config(tensors, str(path)), part

@@ -6,7 +6,7 @@ Nothing is read but headers and small JSON files until a parameter is asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -116,10 +116,18 @@ def _cast(tensor: LazyTensor, dtype: np.dtype | None, name: str) -> LazyTensor:
     return LazyTensor(tensor.shape, dtype, read)
 
 
+def renamed(path: Path, rename: Callable, *arguments):
+    """What a function of original_names makes of a file's tensors; its errors name the file."""
+    try:
+        return rename(*arguments)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def open_unet(path: Path) -> Part:
     """A UNet from a diffusers folder, or from a file of one."""
     options, where = find_options(path)
-    return Part(rename_unet(open_state_dict(path)), str(path), options, where)
+    return Part(renamed(path, rename_unet, open_state_dict(path)), str(path), options, where)
 
 
 def open_base(path: Path, autoencoder: bool = True) -> tuple[Part, Part | None]:
@@ -134,7 +142,7 @@ def open_base(path: Path, autoencoder: bool = True) -> tuple[Part, Part | None]:
     tensors = open_state_dict(path)
     if not any(name.startswith(_SINGLE_FILE) for name in tensors):
         return open_unet(path), None
-    split = split_single_file(tensors, autoencoder)
+    split = renamed(path, split_single_file, tensors, autoencoder)
     within = Part(split["vae"], f"{path} (autoencoder)") if "vae" in split else None
     return Part(split["unet"], f"{path} (UNet)"), within
 
@@ -143,8 +151,8 @@ def open_autoencoder(path: Path) -> Part:
     """An autoencoder from a diffusers folder, a file of one, or a single-file checkpoint."""
     options, where = find_options(path)
     tensors = open_state_dict(path)
-    whole = split_single_file(tensors)
-    tensors = whole["vae"] if "vae" in whole else rename_autoencoder(tensors)
+    whole = renamed(path, split_single_file, tensors)
+    tensors = whole["vae"] if "vae" in whole else renamed(path, rename_autoencoder, tensors)
     return Part(tensors, str(path), options, where)
 
 

@@ -430,6 +430,20 @@ def test_a_file_of_the_unet_alone_with_the_autoencoder_of_another(stable_diffusi
     assert_holds(params["denoising_unet"], models["unet"].state_dict())
 
 
+def test_a_file_with_names_of_something_else_is_named(stable_diffusion, tmp_path):
+    folder, models = stable_diffusion
+    whole = {f"model.diffusion_model.{n}": t for n, t in single_file_unet(models["unet"]).items()}
+    surplus = {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)}
+    torch.save(whole | surplus, tmp_path / "sdxl.ckpt")
+    with pytest.raises(UserError, match=r"sdxl\.ckpt: the UNet has the name 'label_emb"):
+        sd15(tmp_path / "sdxl.ckpt", tmp_path / "m")
+    torch.save({"lora.weight": torch.zeros(1)}, tmp_path / "lora.ckpt")
+    with pytest.raises(UserError, match=r"lora\.ckpt: the checkpoint holds no motion modules"):
+        sd15(folder, tmp_path / "m", motion=tmp_path / "lora.ckpt")
+    with pytest.raises(UserError, match=r"lora\.ckpt: the checkpoint is no ControlNet"):
+        sd15(folder, tmp_path / "m", controlnet=tmp_path / "lora.ckpt")
+
+
 def test_motion_modules_without_tables_of_positions(stable_diffusion, moore_layout, tmp_path):
     """AnimateDiff's training no longer saves them: they are sines."""
     folder, _ = stable_diffusion
