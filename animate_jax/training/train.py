@@ -94,7 +94,9 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
             state = state.replace(stopped=jnp.zeros_like(state.stopped))
             pending = position.pop("pending", [])
             batches.set_state(position)
-            changed = changed_keys(checkpoint.stored_config(workdir), plain_config)
+            before = checkpoint.stored_config(workdir)
+            _check_seed(before["seed"], config, frozen)
+            changed = changed_keys(before, plain_config)
         else:
             state = stage.new_state(learned)  # which takes the arrays over
         writer = MetricsWriter(workdir, first)
@@ -181,6 +183,16 @@ def changed_keys(before: dict, now: dict) -> list[str]:
     before, now = (flatten_dict(values, sep=".") for values in (before, now))
     keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys]
+
+
+def _check_seed(before: int, config: ConfigDict, frozen: dict) -> None:
+    """What does not learn is in no checkpoint: where it was drawn, another seed would change it."""
+    drawn = not config.init_from or config.init_components
+    if frozen and drawn and config.seed != before:
+        raise UserError(
+            f"config.seed is {config.seed} and was {before}, from which parameters were drawn"
+            " that do not learn; keep it, or begin in another --workdir"
+        )
 
 
 def _check_batch(batch_size, accumulate, shards):

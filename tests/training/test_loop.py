@@ -278,6 +278,19 @@ def test_what_changed_since_the_checkpoint_is_told(quick, records, tmp_path, cap
     assert told == ["optimizer.learning_rate: 0.001 -> 0.1", "steps: 2 -> 12"]
 
 
+def test_another_seed_would_change_what_does_not_learn(quick, records, tmp_path):
+    def train(workdir, *overrides):
+        loop.train(config(records, *overrides), tmp_path / workdir, progress=False)
+
+    train("drawn", "steps=1")
+    with pytest.raises(UserError, match="config.seed is 7 and was 0, .* keep it"):
+        train("drawn", "steps=2", "seed=7")
+    # Where all of it was read, the seed is of noise alone.
+    start = f"init_from={tmp_path / 'drawn'}"
+    train("read", "steps=1", start)
+    train("read", "steps=2", "seed=7", start)
+
+
 def test_the_command_line_tells_how_a_run_ended(tmp_path, capsys):
     def end(options):
         raise Terminated("told to end after step 5")
