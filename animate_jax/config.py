@@ -42,8 +42,7 @@ class UNetConfig:
     body. For models too small, or trained too little, to find that out from pictures.
 
     body_values: beside body_places, as many values once more, rotated by the way between places on
-    the body (kernels.spatial_block.BodyValues), for what has to be moved by less than a token. No
-    kernel takes them: attention is plain XLA then.
+    the body (kernels.spatial_block.BodyValues), for what has to be moved by less than a token.
     """
 
     in_channels: int = 4

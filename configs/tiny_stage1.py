@@ -87,8 +87,6 @@ def model() -> ModelConfig:
             block_out_channels=(16, 32, 64),
             layers_per_block=1,
             norm_groups=1,
-            # It runs once for a frame, and not while stages 1 and 2 learn, as the encoder does.
-            decoder_block_out_channels=(32, 64, 128),
         ),
         image_encoder=ImageEncoderConfig(
             hidden_size=64,
