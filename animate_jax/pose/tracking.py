@@ -123,6 +123,8 @@ def steady_sides(points: np.ndarray) -> np.ndarray:
     Pose networks take a back for a front at times and exchange all limbs for some frames. Of all
     ways to exchange left and right in some frames, this takes the one with the least movement
     (Viterbi over two states per frame); exchanging costs a little, so a steady clip stays as it is.
+    A point counts as far as it, its other side, and both a frame later are seen: nobody can tell
+    of a limb that is seen alone which side it is, and not exchanging has to cost no more.
     """
     body = np.r_[BODY, FEET]
     seen = np.flatnonzero(points[:, body, 2].max(axis=1) > 0)
@@ -134,7 +136,7 @@ def steady_sides(points: np.ndarray) -> np.ndarray:
     came_from = []
     for before, now in zip(both, both[1:], strict=False):
         moved = np.linalg.norm(before[:, None, :, :2] - now[None, :, :, :2], axis=-1) / height
-        weight = np.minimum(before[:, None, :, 2], now[None, :, :, 2])
+        weight = np.minimum(before[..., 2], now[..., 2]).min(axis=0)
         step = (np.minimum(moved, MAX_MOVEMENT) * weight).mean(axis=-1)
         total = cost[:, None] + step + np.array([0.0, SWAP_COST])
         came_from.append(total.argmin(axis=0))

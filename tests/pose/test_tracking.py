@@ -126,6 +126,20 @@ def test_exchanged_sides_are_put_right():
     np.testing.assert_array_equal(steady_sides(seen), expected)
 
 
+@pytest.mark.parametrize("score", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("speed", [0.0, 2.0, 6.0])
+def test_a_side_that_is_hardly_seen_exchanges_nothing(score, speed):
+    points = walker()
+    far, near = points.copy(), [2, 3, 4, 8, 9, 10, 14, 16, 21, 22, 23]
+    far[:, MIRROR[near]] = far[:, near] + (6, 0, 0)
+    far[:, :24, 0] += speed * np.arange(40)[:, None]
+    far[:, :24, 0] += np.random.default_rng(0).normal(size=(40, 24))
+    for hidden in (near, MIRROR[near]):
+        seen = far.copy()
+        seen[:, hidden, 2] = score
+        np.testing.assert_array_equal(steady_sides(seen), seen)
+
+
 def test_legs_that_cross_stay_as_they_are():
     crossing = walker(60)
     swing = 60 * np.sin(np.arange(60) / 5)
