@@ -363,7 +363,7 @@ def test_frames_without_a_person_are_told(model, files, tmp_path, capsys):
     gap = "--keypoints", tmp_path / "gap.npz"
     out = tmp_path / "out.npy"
     assert animate(model, files, out, *SMALL, "--retarget", "none", motion=gap) == 0
-    assert "nobody is found in 2 of 3 frames" in capsys.readouterr().err
+    assert "the person is not found in 2 of 3 frames" in capsys.readouterr().err
 
 
 def test_pictures_have_the_rate_that_is_said(model, files, tmp_path, capsys):

@@ -155,8 +155,9 @@ def _note_lost(keypoints):
     inside = (0 <= x) & (x < keypoints.width) & (0 <= y) & (y < keypoints.height)
     lost = ~((score > 0) & inside).any(1)
     if lost.any():
-        note = f"nobody is found in {lost.sum()} of {len(lost)} frames, which have no skeleton"
-        warnings.warn(f"{note}; cut them off, or try --backend dwpose", UserNote, stacklevel=3)
+        note = f"the person is not found in {lost.sum()} of {len(lost)} frames, which have no"
+        note += " skeleton; cut them off, or try --person 1 or --backend dwpose"
+        warnings.warn(note, UserNote, stacklevel=3)
 
 
 def _note_unfitted(error):

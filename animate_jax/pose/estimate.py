@@ -5,6 +5,7 @@ weights were trained with: body, feet, face and hands, at several times the cost
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.pose import blazepose, dwpose
 from animate_jax.pose.keypoints import Keypoints
 from animate_jax.pose.models import blazepose_model_paths, dwpose_model_paths
 from animate_jax.pose.smoothing import smooth_keypoints
-from animate_jax.pose.tracking import MAX_GAP, Person, Track, select_track, steady_sides, track
+from animate_jax.pose.tracking import (
+    MAX_GAP,
+    Person,
+    Track,
+    joined,
+    select_track,
+    steady_sides,
+    track,
+)
 
 BACKENDS = ("blazepose", "dwpose")
 DETECT_EVERY = 5  # frames between BlazePose's looks for people it does not follow yet
@@ -80,7 +89,8 @@ def estimate_keypoints(
 ) -> Keypoints:
     """Follows one person through uint8 (height, width, 3) RGB frames.
 
-    `person` counts the people by how long and how large they are seen; None takes the first.
+    `person` counts the people by how long and how large they are seen; None takes the first, and
+    where only one is seen at a time, takes all for one, who may leave and come back.
     Frames without the person have score 0 everywhere. Where nobody is found, nor was shortly
     before, whoever fills the frame is the first person. `smooth` takes the jitter out of positions.
     `total`, the expected number of frames, lets the progress bar show the time left. `backend` may
@@ -93,6 +103,8 @@ def estimate_keypoints(
     estimator = _keeping_who_fills(estimator, filling)
     detections = detect_people(bar, estimator, width=width, height=height)
     tracks = track(detections)
+    if person is None:
+        tracks = _one_person(tracks)
     if filling:
         found = tracks[0].people if tracks else {}
         tracks[:1] = [Track(len(detections), dict(sorted((found | filling).items())))]
@@ -141,6 +153,16 @@ def estimate_picture(
     if filling is None:
         raise UserError("no person was found in the picture; use one that shows the whole body")
     return filling.points
+
+
+def _one_person(tracks):
+    together = joined(tracks)
+    if len(together) < len(tracks):
+        again = sorted(t.first for t in tracks)[1:]
+        note = f"the person is lost and found again {len(again)} times, first in frame {again[0]},"
+        note += " and taken for the same one; person 0 would be the longest part alone"
+        warnings.warn(note, UserNote, stacklevel=3)
+    return together
 
 
 def _keeping_who_fills(estimator, filling):

@@ -6,6 +6,7 @@ of track and detection that agree best (overlap, nearness, equal size) are joine
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -39,6 +40,11 @@ class Track:
 
     frames: int
     people: dict[int, Person]
+
+    @property
+    def first(self) -> int:
+        """Index of the earliest frame with this person."""
+        return next(iter(self.people))
 
     @property
     def last(self) -> int:
@@ -90,6 +96,16 @@ def track(detections: Sequence[Sequence[Person]], *, max_gap: int = MAX_GAP) -> 
     return sorted(tracks, key=lambda t: -t.presence)
 
 
+def joined(tracks: Sequence[Track]) -> list[Track]:
+    """The tracks as one where none lasts beside another: whoever leaves and comes back, runs, or
+    is shown closer after a cut. Else as they are."""
+    tracks = sorted(tracks, key=lambda t: t.first)
+    if any(a.last > b.first for a, b in pairwise(tracks)):
+        return sorted(tracks, key=lambda t: -t.presence)
+    people = dict(item for t in tracks for item in t.people.items())
+    return [Track(tracks[0].frames, people)] if tracks else []
+
+
 def select_track(tracks: Sequence[Track], person: int | None = None) -> np.ndarray:
     """Points float32 (frames, 134, 3) of one track, zeros where absent.
 
@@ -134,7 +150,7 @@ def steady_sides(points: np.ndarray) -> np.ndarray:
     height = max(float(np.median([box[3] - box[1] for box in map(box_of, points[seen])])), 1.0)
     cost = np.array([0.0, SWAP_COST])
     came_from = []
-    for before, now in zip(both, both[1:], strict=False):
+    for before, now in pairwise(both):
         moved = np.linalg.norm(before[:, None, :, :2] - now[None, :, :, :2], axis=-1) / height
         weight = np.minimum(before[..., 2], now[..., 2]).min(axis=0)
         step = (np.minimum(moved, MAX_MOVEMENT) * weight).mean(axis=-1)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.pose.estimate import (
     Estimator,
     estimate_keypoints,
@@ -104,6 +104,21 @@ def test_frames_are_filled_only_where_nobody_is_followed():
     assert len(filled) == 4
     alone = estimate_keypoints(frames, backend=Estimator(find), **options).points
     assert alone[:, 0, 0].tolist() == [0, 0, 5, 0, 5, *[0] * 32]
+
+
+def test_who_comes_back_after_long_is_the_same_person_and_told():
+    def find(frame, index, state):
+        points = np.zeros((POINTS, 3), np.float32)
+        points[:24] = [[index + y, 2 * y, 1] for y in range(24)]
+        return [] if 5 <= index < 45 else [Person(points, box_of(points))], state
+
+    frames = [np.zeros((64, 80, 3), np.uint8)] * 48
+    options = dict(backend=Estimator(find), fps=8, width=80, height=64, progress=False)
+    with pytest.warns(UserNote, match="found again 1 times, first in frame 45"):
+        points = estimate_keypoints(frames, **options).points
+    assert np.flatnonzero(points[:, 0, 2]).tolist() == [0, 1, 2, 3, 4, 45, 46, 47]
+    alone = estimate_keypoints(frames, person=1, **options).points
+    assert np.flatnonzero(alone[:, 0, 2]).tolist() == [45, 46, 47]
 
 
 def test_nobody_is_an_error(estimator):

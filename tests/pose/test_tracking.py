@@ -7,6 +7,7 @@ from animate_jax.pose.skeleton import MIRROR
 from animate_jax.pose.tracking import (
     Person,
     box_of,
+    joined,
     mirrored_names,
     overlap,
     select_track,
@@ -64,6 +65,24 @@ def test_gaps_are_bridged_and_left_empty():
 def test_a_newcomer_elsewhere_is_somebody_else():
     frames = [[person(100)] for _ in range(5)] + [[person(900)] for _ in range(3)]
     assert [len(t.people) for t in track(frames)] == [5, 3]
+
+
+def test_who_is_seen_alone_at_any_time_is_one_person():
+    away = [[person(100)]] * 20 + [[]] * 40 + [[person(100)]] * 20
+    closer = [[person(100, height=200)]] * 10 + [[person(400, y=900, height=900)]] * 5
+    running = [[person(100 + 90 * i)] for i in range(10)]
+    for frames, parts in ((away, 2), (closer, 2), (running, 10)):
+        tracks = track(frames)
+        assert len(tracks) == parts
+        (one,) = joined(tracks)
+        assert list(one.people) == [i for i, people in enumerate(frames) if people]
+    beside = [[person(100)]] * 20 + [[person(100), person(900)]] * 3 + [[person(900)]] * 40
+    tracks = track(beside)
+    assert joined(tracks) == tracks and len(tracks) == 2
+    # A network that sees one of two people at a time, now this one and now that.
+    turns = [[person(100 if i // 5 % 2 else 900)] for i in range(40)]
+    assert len(joined(track(turns))) == 2
+    assert joined([]) == []
 
 
 def test_one_detection_serves_one_track():
