@@ -16,7 +16,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from animate_jax.pose.keypoints import NECK
+from animate_jax.pose.keypoints import NECK, resized_points
 from animate_jax.pose.skeleton import LEFT_EAR, LEFT_EYE, MIRROR, NOSE, RIGHT_EAR, RIGHT_EYE
 
 MIN_SCORE = 0.3  # what is drawn counts as seen
@@ -42,11 +42,9 @@ class Crop:
         """Keypoints (..., 134, 3) in pixels of the clip -> float32 in pixels of the sample."""
         source, target = np.reshape(self.source, (2, 2)), np.reshape(self.target, (2, 2))
         scale = (target[1] - target[0]) / (source[1] - source[0])
-        # A point (0, 0) is the middle of the first pixel, half a pixel from the picture's edge.
-        moved = (points[..., :2] + 0.5 - source[0]) * scale + target[0] - 0.5
+        moved = resized_points(points, scale, target[0] - source[0] * scale).astype(np.float32)
         if self.flip:
             moved[..., 0] = self.size[0] - 1 - moved[..., 0]
-        moved = np.concatenate([moved, points[..., 2:]], axis=-1).astype(np.float32)
         return moved[..., MIRROR, :] if self.flip else moved
 
 

@@ -24,7 +24,14 @@ from animate_jax.inference.preprocessing import (
 from animate_jax.inference.sampling import Video, sample, video_noise
 from animate_jax.inference.windows import make_windows
 from animate_jax.models.animate_anyone import AnimateAnyone
-from animate_jax.pose.keypoints import POINTS, Keypoints, first_pose, load_keypoints, load_pose
+from animate_jax.pose.keypoints import (
+    POINTS,
+    Keypoints,
+    first_pose,
+    load_keypoints,
+    load_pose,
+    resized_points,
+)
 from animate_jax.pose.render import draw_skeletons, place_points
 from animate_jax.video.reading import image_to_rgb, read_image
 from animate_jax.video.writing import unit_range
@@ -229,9 +236,8 @@ class AnimateAnyonePipeline:
             raise UserError(
                 f"the reference's keypoints have shape {points.shape}; they can be ({POINTS}, 3)"
             )
-        points = points.reshape(POINTS, 3)
         scale = np.array([width / size[0], height / size[1]])
-        return np.concatenate([(points[:, :2] + 0.5) * scale - 0.5, points[:, 2:]], 1)
+        return resized_points(points.reshape(POINTS, 3), scale)
 
     def _noise(self, key, frames, width, height, initial_noise):
         autoencoder = self.model.config.autoencoder

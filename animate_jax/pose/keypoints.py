@@ -173,6 +173,14 @@ def load_written_points(path: str | os.PathLike) -> np.ndarray:
     return points
 
 
+def resized_points(points: np.ndarray, scale, offset=0.0) -> np.ndarray:
+    """Points (..., 3) of a picture once it is `scale` (x, y) times as large and lies at `offset`
+    (x, y), in pixels, of another. Scores stay."""
+    # (0, 0) is the middle of the first pixel, half a pixel from the picture's edge.
+    moved = points[..., :2] * scale + (offset + 0.5 * scale - 0.5)
+    return np.concatenate([moved, points[..., 2:]], -1)
+
+
 def first_pose(keypoints: Keypoints, width: int, height: int) -> np.ndarray:
     """The points of the first frame, float32 (134, 3), in pixels of a picture of another size.
 
@@ -180,8 +188,8 @@ def first_pose(keypoints: Keypoints, width: int, height: int) -> np.ndarray:
     """
     if not len(keypoints.points):
         raise UserError("the reference's keypoints have no frame; take those of a picture")
-    scale = np.array([width / keypoints.width, height / keypoints.height, 1])
-    return (keypoints.points[0] * scale).astype(np.float32)
+    scale = np.array([width / keypoints.width, height / keypoints.height])
+    return resized_points(keypoints.points[0], scale).astype(np.float32)
 
 
 def load_pose(path: str | os.PathLike, width: int, height: int) -> np.ndarray:

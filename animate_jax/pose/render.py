@@ -21,6 +21,7 @@ from jax import lax
 
 from animate_jax.errors import UserError
 from animate_jax.pose import skeleton
+from animate_jax.pose.keypoints import resized_points
 
 # Widths in pixels, ends included, at a short side of 512.
 LIMB_WIDTH, JOINT_WIDTH, HAND_LINE_WIDTH, HAND_POINT_WIDTH, FACE_POINT_WIDTH = 9, 9, 3, 9, 7
@@ -69,9 +70,8 @@ def place_points(points, source_size, target_size) -> np.ndarray:
     target = np.asarray(target_size, np.float32)
     scale = (target / source).min()
     points = np.asarray(points, np.float32)
-    placed = points[..., :2] * scale + (target - source * scale) / 2
-    present = points[..., 2:] > 0
-    return np.concatenate([np.where(present, placed, points[..., :2]), points[..., 2:]], -1)
+    placed = resized_points(points, scale, (target - source * scale) / 2)
+    return np.where(points[..., 2:] > 0, placed, points)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -11,6 +11,7 @@ import numpy as np
 
 from animate_jax.errors import UserError
 from animate_jax.pose import skeleton as sk
+from animate_jax.pose.keypoints import resized_points
 from animate_jax.pose.render import place_points
 
 MODES = ("none", "scale", "bones")
@@ -97,8 +98,8 @@ def retarget(
         )
     if reference_size is None or min(reference_size) <= 0:
         raise UserError("retargeting needs the size (width, height) of the reference picture")
-    reference = _checked(reference, 2, "reference").copy()
-    reference[:, :2] *= np.divide(target_size, reference_size)
+    scale = np.divide(target_size, reference_size)
+    reference = resized_points(_checked(reference, 2, "reference"), scale)
 
     seen = _seen(placed, threshold)
     if seen.any():
@@ -288,7 +289,7 @@ def _shift_to_reference(moved, seen, reference, visible):
     for place in (_standing_place, _hip_place, _neck_place, _centre):
         goal, path = place(reference[None], visible[None])[0], place(moved, seen)
         known = np.isfinite(path).all(-1)
-        if np.isfinite(goal).all() and known.sum() >= len(path) / 2:
+        if np.isfinite(goal).all() and known.sum() >= seen.any(1).sum() / 2:
             break
     return goal - np.median(path[known], axis=0)
 

@@ -64,6 +64,13 @@ def test_parts_of_the_picture_are_no_pixels():
         kp.check_keypoints(kp.Keypoints(points, 25.0, 640, 480), "pose.npz")
 
 
+def test_the_first_pose_in_a_picture_of_another_size():
+    points = random_points()
+    points[0, 1, :2] = 0, 63  # middles of the first column and of the 64th row
+    pose = kp.first_pose(kp.Keypoints(points, 25.0, 64, 64), 512, 256)
+    np.testing.assert_allclose(pose[1], [3.5, 253.5, points[0, 1, 2]])
+
+
 def test_files_of_another_kind_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("not an archive")
     (tmp_path / "empty.npz").touch()

@@ -205,7 +205,10 @@ def test_widths_follow_the_size_of_the_picture():
 def test_placed_points_are_centred_and_keep_the_aspect():
     points = np.array([[0, 0, 0.5], [100, 50, 1.0], [0, 0, 0.0]], np.float32)
     placed = np.asarray(place_points(points, (100, 50), (200, 200)))
-    np.testing.assert_allclose(placed, [[0, 50, 0.5], [200, 150, 1.0], [0, 0, 0]], atol=1e-4)
+    # (0, 0) is the middle of the first pixel, which lies half a larger one from the edge.
+    np.testing.assert_allclose(placed, [[0.5, 50.5, 0.5], [200.5, 150.5, 1], [0, 0, 0]], atol=1e-4)
+    points = np.random.default_rng(0).uniform(0, 50, (2, 134, 3)).astype(np.float32)
+    np.testing.assert_array_equal(place_points(points, (50, 40), (50, 40)), points)
 
 
 def test_bad_input_is_named():

@@ -290,6 +290,17 @@ def test_portrait_reference_is_placed_by_the_neck():
     np.testing.assert_allclose(bone_lengths(result, [9]) / bone_lengths(driving, [9]), 2, rtol=0.03)
 
 
+def test_frames_without_the_person_change_no_place():
+    driving, _ = dance()
+    driving[:, [4, 7], 1] -= 150  # raised hands, which are no reason to stand lower
+    reference, _ = other_person()
+    whole = run(driving, reference, "scale")
+    driving[20:] = 0
+    few = run(driving, reference, "scale")
+    feet = [np.median(x[:20, [10, 13], 1].max(1)) for x in (few, whole)]
+    assert abs(feet[0] - reference[[10, 13], 1].max()) < 2 and abs(feet[1] - feet[0]) < 8
+
+
 def test_the_reference_is_stretched_to_the_target():
     driving, _ = dance()
     reference = pose(np.array([300.0, 100.0]), *rest_pose())
