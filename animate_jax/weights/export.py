@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
-from animate_jax.config import ModelConfig, to_dict
+from animate_jax.config import ModelConfig, MotionConfig, to_dict
 from animate_jax.diffusion.schedule import moore_sampling
 from animate_jax.errors import UserError, UserNote
 from animate_jax.files import check_place, replacing_directory
@@ -110,19 +110,40 @@ def export_moore(
 
 def _note_differences(config: ModelConfig) -> None:
     """Of what stands in the reproductions' code and YAML files, not in their weights."""
-    schedule, motion = config.schedule, config.denoising_unet.motion
-    for what, value, usual in (
-        ("beta_schedule", schedule.beta_schedule, moore_sampling().beta_schedule),
-        ("num_attention_heads of motion modules", motion.heads if motion else 8, 8),
-        ("the latents' factor", config.autoencoder.scaling_factor, 0.18215),
-    ):
-        if value != usual:
+    usual = _settings(ModelConfig(schedule=moore_sampling()))
+    for what, value in _settings(config).items():
+        if value != usual[what]:
             warnings.warn(
-                f"PyTorch's code has to be told: {what} is {value}, not {usual} (its"
+                f"PyTorch's code has to be told: {what} is {value}, not {usual[what]} (its"
                 " inference_v2.yaml, or where the number stands)",
                 UserNote,
                 stacklevel=3,
             )
+
+
+def _settings(config: ModelConfig) -> dict[str, object]:
+    """By the names that they have there."""
+    schedule, motion = config.schedule, config.denoising_unet.motion or MotionConfig()
+    betas = {"cosine": "squaredcos_cap_v2"}
+    predictions = {"v": "v_prediction"}
+    return {
+        "num_train_timesteps": schedule.num_train_timesteps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": betas.get(schedule.beta_schedule, schedule.beta_schedule),
+        "prediction_type": predictions.get(schedule.prediction, schedule.prediction),
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+        "timestep_spacing": schedule.timestep_spacing,
+        "steps_offset": schedule.steps_offset,
+        "set_alpha_to_one": schedule.final_alpha_one,
+        "num_attention_heads of motion modules": motion.heads,
+        "num_transformer_block of motion modules": motion.transformer_blocks,
+        "the number of attention_block_types": motion.attentions,
+        "temporal_position_encoding_max_len": motion.max_frames,
+        "motion_module_mid_block": motion.mid_block,
+        "norm_num_groups of motion modules": motion.norm_groups,
+        "the latents' factor": config.autoencoder.scaling_factor,
+    }
 
 
 def _torch_tensors(leaves: Mapping[tuple[str, ...], np.ndarray]) -> dict[str, LazyTensor]:

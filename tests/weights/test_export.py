@@ -100,6 +100,29 @@ def test_what_the_files_have_no_place_for_is_noted_down(tmp_path):
     assert read_config(tmp_path / "linear").schedule.beta_schedule == "linear"
 
 
+def test_what_pytorch_has_to_be_told(tmp_path):
+    schedule = NoiseSchedule(
+        beta_schedule="cosine",
+        prediction="sample",
+        zero_terminal_snr=False,
+        timestep_spacing="leading",
+    )
+    config = dataclasses.replace(small_model(), schedule=schedule)
+    save_model(tmp_path / "m", config, AnimateAnyone(config).init(0).items())
+    with pytest.warns(UserNote) as notes:
+        export_moore(tmp_path / "m", tmp_path / "out", progress=False)
+    told = [str(note.message).split(": ")[1].split(" (")[0] for note in notes]
+    assert told == [
+        "beta_schedule is squaredcos_cap_v2, not linear",
+        "prediction_type is sample, not v_prediction",
+        "rescale_betas_zero_snr is False, not True",
+        "timestep_spacing is leading, not trailing",
+        "num_attention_heads of motion modules is 2, not 8",
+        "temporal_position_encoding_max_len is 8, not 32",
+        "norm_num_groups of motion modules is 4, not 32",
+    ]
+
+
 def test_a_model_without_motion_has_no_motion_file(moore_layout, tmp_path):
     convert_moore(moore_layout.folder, tmp_path / "m", motion=False, progress=False)
     export_moore(tmp_path / "m", tmp_path / "out")
