@@ -27,10 +27,10 @@ Settings, also as LAUNCH_ZONE=... or as lines zone=... in a file given with --se
   --workdir gs://BUCKET/RUN  --config configs/stage1.py
   --repo URL --ref REF      code; without a URL, the commit REF (HEAD) of this checkout
   --secret NAME             pass this environment variable on, e.g. HF_TOKEN
-  --compiled gs://DIR       where compiled programs are kept, for restarts to find
+  --compiled gs://DIR       where compiled programs are kept, for restarts to find (WORKDIR/compiled)
   --libtpu-args ARGS        XLA flags in place of the usual ones
   --create-flag, --connect-flag FLAG   for gcloud's create, and for its ssh and scp
-What is not given is as it was last time for this --name.
+What is not given is as it was last time for this --name; each --config.key too, for resume and watch.
 END
 }
 
@@ -62,6 +62,7 @@ SETUP_SECONDS=${LAUNCH_SETUP_SECONDS:-3600}    # that setting up or sending file
 GRACE=${LAUNCH_GRACE_POLLS:-5}                 # how often trouble is seen before it is believed
 MAX_RESTARTS=${LAUNCH_MAX_RESTARTS:-10}        # of watch, within
 RESTART_WINDOW=${LAUNCH_RESTART_WINDOW:-86400} # seconds
+HANG_SECONDS=${LAUNCH_HANG_SECONDS:-10800}     # without a step; compiling and validation count
 REMOTE=animate-tpu                             # folder in the home directory of every worker
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -123,12 +124,15 @@ read_environment() {
 }
 
 read_settings() { # ACTION FLAGS...; later sources win: last time, file, environment, flags
-  local action=$1 pass
+  local action=$1 pass last=''
   read_flags "${@:2}" # one of them names the file
   for pass in name all; do
     if [ "$pass" = all ] && [ -f "$STATE/$name" ]; then read_file "$STATE/$name"; fi
     # A new training is what its command line says; resume and watch repeat the last one.
-    case $action in train | plan) override='' ;; esac
+    case $action in
+      train | plan) override='' ;;
+      *) [ "$pass" = name ] || last=$override ;;
+    esac
     [ -z "$settings" ] || read_file "$settings"
     read_environment
     read_flags "${@:2}"
@@ -136,6 +140,16 @@ read_settings() { # ACTION FLAGS...; later sources win: last time, file, environ
       matches "$name" '^[a-z]([a-z0-9-]*[a-z0-9])?$' "--name '$name' is not a word of a-z, 0-9, -"
     fi
   done
+  keep_overrides "$last"
+}
+
+keep_overrides() { # OVERRIDES of last time, but of keys that are given anew
+  local line keys=' ' kept=''
+  while IFS= read -r line; do keys+="${line%%=*} "; done < <(printf %s "$override")
+  while IFS= read -r line; do
+    [[ $keys == *" ${line%%=*} "* ]] || kept+=$line$'\n'
+  done < <(printf %s "$1")
+  override=$kept$override
 }
 
 store_settings() {
@@ -339,7 +353,7 @@ train() {
   local start
   start=$(with_list "$override" on_worker start "$(date +%s).$$" "$workdir" \
     env "LIBTPU_INIT_ARGS=$libtpu_args" animate-jax train --distributed \
-    --config "$config" --workdir "$workdir" ${compiled:+"--compiled=$compiled"})
+    --config "$config" --workdir "$workdir" "--compiled=${compiled:-$workdir/compiled}")
   everywhere "$(needs_setup idle)" >/dev/null # before any of them starts
   everywhere "$start"
 }
@@ -352,6 +366,8 @@ plan() {
     ${compiled:+"--serialize=$compiled"}
 }
 
+last_metrics() { run gcloud storage cat --range=-4096 "$workdir/metrics.jsonl" 2>/dev/null | tail -n 1; }
+
 status() {
   local metrics code=0
   find_resource
@@ -361,8 +377,7 @@ status() {
     MISSING) code=1 ;;
   esac
   if [ -n "$workdir" ]; then
-    metrics=$(run gcloud storage cat --range=-4096 "$workdir/metrics.jsonl" 2>/dev/null |
-      tail -n 1) || metrics='none yet'
+    metrics=$(last_metrics) || metrics='none yet'
     printf 'metrics: %s\n' "$metrics"
   fi
   return "$code"
@@ -439,13 +454,19 @@ judge() { # what every worker reports
   else echo "failed $worst"; fi
 }
 
+last_step() { # that the workdir's log tells; 0 for none
+  local line
+  line=$(limited "$ASK_SECONDS" last_metrics) || line=''
+  if [[ $line =~ \"step\":\ *([0-9]+) ]]; then echo "${BASH_REMATCH[1]}"; else echo 0; fi
+}
+
 REFUSED=64 # the exit code of a recovery that got no TPU
 
 recover() { # WHAT was observed
   case $1 in
     preempted) delete --quiet; create || exit "$REFUSED" ;;
     missing) create || exit "$REFUSED" ;; # an earlier attempt got no further than deleting
-    partial | interrupted) everywhere "$(if_set_up stop 60 '' kill)" ;;
+    partial | interrupted | crashed | hung) everywhere "$(if_set_up stop 60 '' kill)" ;;
   esac
   (wait_active) || exit "$REFUSED"
   setup
@@ -479,9 +500,14 @@ end_watch() { # CODE MESSAGE
   exit "$1"
 }
 
+pause() { # POLLS
+  local count
+  for ((count = 0; count < $1; count++)); do sleep "$POLL"; done
+}
+
 watch() {
   local seen before='' begun='' stored='' times=0 patience mute='' own='' code restarts=()
-  local refusals=0 pause
+  local refusals=0 failures=0 step=0 now moved=$SECONDS reached
   # The commit of now, also when commits are added while this runs.
   if [ -z "$repo" ]; then
     commit=$(git -C "$HERE" rev-parse "${ref:-HEAD}")
@@ -494,10 +520,19 @@ watch() {
   fi
   # Later it may be the connection; now it is a login or a project that is missing.
   find_resource || fail 1 "gcloud cannot tell how $name is"
+  reached=$(last_step)
   while :; do
     seen=$(observe)
+    case $seen in
+      running)
+        now=$(last_step)
+        if [ "$now$before" != "${step}running" ]; then step=$now moved=$SECONDS
+        elif [ $((SECONDS - moved)) -ge "$HANG_SECONDS" ]; then seen=hung; fi ;;
+      'failed 2') ;; # bad input, or a loss that is none: it would fail again
+      failed*) [ "$(last_step)" -le "$reached" ] || seen=crashed ;; # what had gone well may do so again
+    esac
     # How an earlier training ended is no reason not to start this one.
-    case $begun$seen in finished | stopped | interrupted | failed*) seen=idle ;; esac
+    case $begun$seen in finished | stopped | interrupted | crashed | failed*) seen=idle ;; esac
     mute=yes times=$((times + 1))
     [ "$seen" = "$before" ] || { say "$(date '+%F %T') $name: $seen"; times=1; }
     before=$seen patience=1
@@ -506,11 +541,11 @@ watch() {
     esac
     [ -n "$stored" ] || store_settings
     stored=yes
-    case $seen in partial | interrupted) patience=$GRACE ;; esac
+    case $seen in partial | interrupted | crashed) patience=$GRACE ;; esac
     case $seen in
       finished) end_watch 0 "training has finished" ;;
       stopped) fail 143 "training was stopped by hand; $name still costs money" ;;
-      running | partial) begun=yes own='' ;;
+      running | partial | hung) begun=yes own='' ;;
       missing) [ -n "$own" ] || fail 1 "there is no $name; create it" ;;
       preempted) own=yes ;;
       # A slice is gone before it is called preempted; the others end because they miss it.
@@ -520,7 +555,7 @@ watch() {
           [ "$times" -lt $((6 * GRACE)) ] ||
           fail 1 "gcloud cannot tell how $name is; while it is there it costs money" ;;
     esac
-    case $seen in preempted | missing | idle | partial | interrupted)
+    case $seen in preempted | missing | idle | partial | interrupted | crashed | hung)
       if [ "$times" -ge "$patience" ]; then
         count_restart
         mute='' before=''
@@ -530,13 +565,21 @@ watch() {
         code=$?
         set -e
         case $code in
-          0) begun=yes refusals=0 ;;
+          0)
+            begun=yes refusals=0 failures=0 now=$(last_step)
+            reached=$((now > reached ? now : reached)) ;;
           "$REFUSED") # costs nothing, and may take a night: asked less and less often
             unset 'restarts[${#restarts[@]}-1]'
             refusals=$((refusals < 30 ? refusals + 1 : 30))
             say "there was no TPU; trying again"
-            for ((pause = 0; pause < refusals; pause++)); do sleep "$POLL"; done ;;
-          *) say "that did not work (exit code $code); looking again" ;;
+            pause "$refusals" ;;
+          *) # a package index or a connection that is away for a while; nothing was started
+            unset 'restarts[${#restarts[@]}-1]'
+            failures=$((failures + 1))
+            [ "$failures" -lt "$MAX_RESTARTS" ] ||
+              end_watch 1 "no start in $failures attempts: given up"
+            say "that did not work (exit code $code); trying again"
+            pause "$failures" ;;
         esac
       fi ;;
     esac

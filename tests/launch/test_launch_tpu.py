@@ -152,6 +152,12 @@ class Cloud:
         (self.folder / "changed").write_text(json.dumps(json.loads(path.read_text()) | changes))
         (self.folder / "changed").replace(path)
 
+    def step(self, number):
+        """What the training's log tells."""
+        log = self.folder / "bucket/bucket/run/metrics.jsonl"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(f'{{"step": {n}}}\n' for n in range(1, number + 1)))
+
     def kill(self):
         """What a machine that goes away does to everything on it."""
         for pid in self.folder.glob("workers/*/animate-tpu/run/pid"):
@@ -211,10 +217,9 @@ def test_a_training_from_its_creation_to_its_deletion(cloud):
     cloud.launch("train", "--name", "dance", *TRAINING, *odd)
     cloud.until_trained(2)
     expected = ["train", "--distributed", "--config", "configs/stage1.py", "--workdir"]
-    expected += ["gs://bucket/run", *odd]
+    expected += ["gs://bucket/run", "--compiled=gs://bucket/run/compiled", *odd]
     assert [arguments for _, _, arguments in cloud.trained()] == [expected] * 2
-    (cloud.folder / "bucket/bucket/run").mkdir(parents=True)
-    (cloud.folder / "bucket/bucket/run/metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    cloud.step(2)
     status = cloud.launch("status", "--name", "dance").out()
     assert status.splitlines() == [
         "dance is ACTIVE",
@@ -350,6 +355,75 @@ def test_watch_does_not_repeat_what_fails_by_itself(cloud, code):
     cloud.trainer(0)  # repaired
     assert watch(cloud).wait(PATIENCE) == 0
     assert len(cloud.trained()) == 4
+
+
+def test_watch_repeats_what_fails_after_it_went_on(cloud):
+    cloud.step(50)  # of an earlier start
+    cloud.launch("create", *FLAGS)
+    process = watch(cloud)
+    cloud.until(lambda: "running" in process.err())
+    cloud.step(150)
+    cloud.trainer(139)  # SIGSEGV
+    cloud.until(lambda: "crashed" in process.err())
+    cloud.trainer("goes-on")
+    cloud.until_trained(4)
+    cloud.trainer(139)  # again, and no step further
+    assert process.wait(PATIENCE) == 139
+    assert len(cloud.trained()) == 4 and "training failed 139" in process.err()
+
+
+def test_watch_starts_again_what_hangs(cloud):
+    cloud.launch("create", *FLAGS)
+    process = watch(cloud, LAUNCH_HANG_SECONDS="4")
+    cloud.until_trained(2)
+    for number in range(1, 12):  # each in time
+        cloud.step(number)
+        time.sleep(0.5)
+    assert "hung" not in process.err()
+    cloud.until_trained(4)
+    assert "hung" in process.err() and len(cloud.calls("create")) == 1
+    cloud.trainer(0)
+    assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_watch_tries_again_what_could_not_be_set_up(cloud, comes_back):
+    (cloud.folder / "no_pip").write_text("dance-w-1")
+    cloud.launch("create", *FLAGS)
+    process = watch(cloud, LAUNCH_MAX_RESTARTS="3")
+    cloud.until(lambda: process.err().count("that did not work (exit code 1)") == 2)
+    if not comes_back:
+        assert process.wait(PATIENCE) == 1
+        assert "no start in 3 attempts: given up" in process.err() and not cloud.trained()
+        return
+    (cloud.folder / "no_pip").unlink()
+    for round in range(1, 4):  # none of which was used up
+        cloud.until_trained(2 * round)
+        cloud.kill()
+    assert process.wait(PATIENCE) == 1
+    assert "started 3 times" in process.err()
+
+
+def test_resume_keeps_what_it_is_not_told_anew(cloud):
+    cloud.launch("create", *FLAGS)
+    cloud.launch("setup", "--name", "dance")
+    overrides = "--config.a.b=1", "--config.a=2", "--config.seed=0"
+    cloud.launch("train", "--name", "dance", *TRAINING, *overrides)
+    cloud.until_trained(2)
+    cloud.launch("stop", "--name", "dance")
+    cloud.launch("resume", "--name", "dance", "--config.seed=1")
+    cloud.until_trained(4)
+    expected = ["--config.a.b=1", "--config.a=2", "--config.seed=1"]
+    assert cloud.trained()[-1][2][-3:] == expected
+    cloud.launch("stop", "--name", "dance")
+    cloud.launch("resume", "--name", "dance", "--config.a=3")
+    cloud.until_trained(6)
+    expected = ["--config.a.b=1", "--config.seed=1", "--config.a=3"]
+    assert cloud.trained()[-1][2][-3:] == expected
+    cloud.launch("stop", "--name", "dance")
+    cloud.launch("train", "--name", "dance", "--config.c=4")  # a new one is what is said
+    cloud.until_trained(8)
+    assert cloud.trained()[-1][2][-2:] == ["--compiled=gs://bucket/run/compiled", "--config.c=4"]
 
 
 @pytest.mark.parametrize("code", [75, 134])
