@@ -96,8 +96,10 @@ def make_clips(
         if video.key in done:
             if _read(join(place, RESULT))["size"] == video.size:
                 continue
-            delete(place)  # the video was replaced
+            # The video was replaced. What follows from its clips goes first: once they are cut
+            # anew, it would pass for theirs.
             delete(join(work, "poses", video.key))
+            delete(place)
         jobs.append(Job(video, place, video.source))
     run_jobs(functools.partial(load_cut, settings), jobs, running, "clips", "video")
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 
@@ -205,7 +206,23 @@ def _read_info(path):
     return info if isinstance(info, dict) else {}
 
 
+def _allow_open_files(wanted: int = 65536):
+    """Every shard that is read from stays open, and many systems allow a process 1024 files unless
+    it asks for more."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = wanted if hard == unlimited else min(wanted, hard)
+    if soft != unlimited and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _open(directory, split):
     import tensorflow_datasets as tfds  # takes a second, and workers import it for themselves
 
+    _allow_open_files()
     return tfds.builder_from_directory(directory).as_data_source(split)

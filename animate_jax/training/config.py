@@ -79,14 +79,28 @@ def _existing(path: Path) -> Path:
 
 
 def workdir_config(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The config that the latest checkpoint of a workdir was written with, after overrides.
+    """The config that the latest checkpoint of a workdir was written with, after overrides; what
+    it does not know yet, written by older code, is as in configs/base.py.
 
     Raises UserError where there is no checkpoint.
     """
     values = stored_config(directory_path(workdir))
     if values is None:
         raise UserError(f"{workdir}: there is no checkpoint yet; add --config CONFIG to begin")
-    return _overridden(ConfigDict(_with_tuples(values)), overrides)
+    from configs import base
+
+    complete = _completed(_with_tuples(values), base.get_config().to_dict())
+    return _overridden(ConfigDict(complete), overrides)
+
+
+def _completed(values, defaults):
+    inner = {
+        key: _completed(value, defaults[key])
+        for key, value in values.items()
+        # What is in a loss depends on the objective, and all of it has defaults.
+        if key != "loss" and isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return defaults | values | inner
 
 
 def _with_tuples(value):

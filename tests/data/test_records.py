@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,16 @@ def test_any_parent_is_found(records):
     for path in (version, version.parent, records, records.parent, str(records.parent.parent)):
         source = open_records(path, "train")
         assert [source[i]["name"] for i in range(9)] == expected
+
+
+def test_more_files_may_be_open_than_a_shell_allows(records):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        open_records(records, "train")[0]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 65536), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_pickled_source_opens_its_own_shards(records):

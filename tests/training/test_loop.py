@@ -236,6 +236,17 @@ def test_the_last_and_the_best_checkpoints_are_kept(quick, records, tmp_path, mo
     assert again.learned == settings.learned
 
 
+def test_a_config_of_older_code_is_completed(quick, records, tmp_path, monkeypatch):
+    loop.train(config(records, "steps=1", "data.batch_size=4"), tmp_path, progress=False)
+    stored = stored_config(tmp_path)
+    for section, key in ((stored, "spike_factor"), (stored["data"], "body_only")):
+        del section[key]
+    monkeypatch.setattr("animate_jax.training.config.stored_config", lambda path: stored)
+    again = workdir_config(tmp_path)
+    assert (again.spike_factor, again.data.body_only, again.data.batch_size) == (20.0, 0.0, 4)
+    loop.write_latest(again, tmp_path)
+
+
 def test_latest_checkpoint_becomes_a_model(quick, records, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "training_batches", dying_after(loop.training_batches, 7, KeyError))
