@@ -195,8 +195,17 @@ class AnimateAnyone:
         """Classifier-free guidance (arXiv 2207.12598): unconditional + guidance * difference.
 
         latents (B, F, h, w, C), timestep (), pose_features (B, F, h, w, channels); bound has 2B
-        rows, the unconditional first, or B rows, and then the prediction is taken as it is.
+        rows, the unconditional first, or B rows, and then the prediction is taken as it is. Or it
+        is a pair, unconditional and conditional, of B rows each, which go through one after the
+        other: rows that are spread over devices would move to others where they are joined.
         """
+        if isinstance(bound, tuple):
+            timesteps = jnp.full(latents.shape[0], timestep)
+            both = jax.lax.map(
+                lambda one: self.denoise(params, latents, timesteps, one, pose_features),
+                jax.tree.map(lambda *x: jnp.stack(x), *bound),
+            )
+            return both[0] + guidance * (both[1] - both[0])
         rows = bound_rows(bound)
         repeats = rows // latents.shape[0]
         latents, pose_features = (

@@ -75,7 +75,7 @@ class Validation:
             out_shardings=replicated(stage.mesh), compiler_options=compiler_options(stage.mesh)
         )
         self._losses = jax.jit(self._fixed_losses, **told)
-        self._sample = jax.jit(self._sample_batch, **told)
+        self._sample = jax.jit(functools.partial(sample_videos, stage), **told)
 
     def loss(self, learned: dict, frozen: dict) -> float:
         """The mean over the records, at most `validation.batches` batches of them."""
@@ -127,48 +127,50 @@ class Validation:
         )
         return losses, batch["record"]
 
-    def _sample_batch(self, learned, frozen, batch):
-        stage, options = self._stage, self._stage.config.validation
-        params, model = merge(learned, frozen), stage.model
-        slices = functools.partial(
-            in_slices, shards=batch_shards(stage.mesh), size=stage.config.encode_pictures
+
+def sample_videos(stage: Stage, learned: dict, frozen: dict, batch: dict) -> list[jax.Array]:
+    """Sampled videos, skeletons, truth (B, F, H, W, 3) and references (B, H, W, 3), all uint8."""
+    options = stage.config.validation
+    params, model = merge(learned, frozen), stage.model
+    slices = functools.partial(
+        in_slices, shards=batch_shards(stage.mesh), size=stage.config.encode_pictures
+    )
+    rows, frames, height, width, _ = batch["frames"].shape
+    if stage.config.objective == "reconstruction":
+        pictures = batch["frames"].reshape(-1, height, width, 3)
+
+        def reconstruct(x):
+            return model.decode_latents(params, model.encode_latents(params, x / 127.5 - 1))
+
+        sampled = slices(reconstruct, pictures)
+        skeletons = batch["frames"]
+    else:
+        reference_latents = slices(
+            lambda x: model.encode_latents(params, x / 127.5 - 1), batch["reference"]
         )
-        rows, frames, height, width, _ = batch["frames"].shape
-        if stage.config.objective == "reconstruction":
-            pictures = batch["frames"].reshape(-1, height, width, 3)
+        image_tokens = encode_image_tokens(
+            model,
+            params,
+            batch["reference"],
+            batch_shards(stage.mesh),
+            stage.config.encode_pictures,
+        )
+        skeletons = draw_batch(batch["keypoints"], height, width)
+        keys = sample_keys(VALIDATION_SEED, 0, jnp.arange(rows))
 
-            def reconstruct(x):
-                return model.decode_latents(params, model.encode_latents(params, x / 127.5 - 1))
+        def sample(part):
+            return sample_examples(model, params, *part, options.steps, options.guidance)
 
-            sampled = slices(reconstruct, pictures)
-            skeletons = batch["frames"]
-        else:
-            reference_latents = slices(
-                lambda x: model.encode_latents(params, x / 127.5 - 1), batch["reference"]
-            )
-            image_tokens = encode_image_tokens(
-                model,
-                params,
-                batch["reference"],
-                batch_shards(stage.mesh),
-                stage.config.encode_pictures,
-            )
-            skeletons = draw_batch(batch["keypoints"], height, width)
-            keys = sample_keys(VALIDATION_SEED, 0, jnp.arange(rows))
-
-            def sample(part):
-                return sample_examples(model, params, *part, options.steps, options.guidance)
-
-            # One clip of each device at a time, which takes little more than a step of training.
-            known = reference_latents, image_tokens, skeletons, body_keypoints(model, batch), keys
-            latents = in_slices(sample, known, batch_shards(stage.mesh), 1)
-            flat = latents.reshape(-1, *latents.shape[2:])
-            sampled = slices(lambda x: model.decode_latents(params, x), flat)
-            skeletons = jnp.round(skeletons * 255).astype(jnp.uint8)
-        sampled = jnp.round(sampled * 255).astype(jnp.uint8).reshape(batch["frames"].shape)
-        # Every process gets the result: no more of it than is shown, on a pod with many shards.
-        results = sampled, skeletons, batch["frames"], batch["reference"]
-        return [x[: options.videos] for x in results]
+        # One clip of each device at a time, which takes little more than a step of training.
+        known = reference_latents, image_tokens, skeletons, body_keypoints(model, batch), keys
+        latents = in_slices(sample, known, batch_shards(stage.mesh), 1)
+        flat = latents.reshape(-1, *latents.shape[2:])
+        sampled = slices(lambda x: model.decode_latents(params, x), flat)
+        skeletons = jnp.round(skeletons * 255).astype(jnp.uint8)
+    sampled = jnp.round(sampled * 255).astype(jnp.uint8).reshape(batch["frames"].shape)
+    # Every process gets the result: no more of it than is shown, on a pod with many shards.
+    results = sampled, skeletons, batch["frames"], batch["reference"]
+    return [x[: options.videos] for x in results]
 
 
 def sample_examples(
@@ -188,9 +190,11 @@ def sample_examples(
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
     clip_keypoints, reference_keypoints = keypoints
     reference = model.encode_reference(params, reference_latents, image_tokens, reference_keypoints)
-    if guidance > 1:
-        image_tokens = jnp.concatenate([jnp.zeros_like(image_tokens), image_tokens])
     bound = model.bind(params, image_tokens, reference)
+    if guidance > 1:
+        hidden = jnp.zeros(image_tokens.shape[0], bool)
+        neither = model.bind(params, jnp.zeros_like(image_tokens), reference, hidden)
+        bound = neither, model.bind(params, image_tokens, reference, ~hidden)
     pose_features = model.encode_pose(params, skeletons, clip_keypoints)
     table = sampling_steps(model.config.schedule, steps, "ddim", 0.0)
     state = noise, jnp.zeros_like(noise)

@@ -1,12 +1,14 @@
-"""Ten steps of stage 1 on several meshes of 8 virtual devices; prints what came out as JSON.
+"""Ten steps of stage 1 on several meshes of 8 virtual devices, and videos with guidance as
+validation samples them; prints what came out as JSON.
 
 A program of its own, because the number of devices is fixed when JAX starts.
 """
 
 import json
 import os
+import re
 
-# Six programs are compiled, and not to be fast.
+# Eight programs are compiled, and not to be fast.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true"
@@ -19,8 +21,9 @@ from flax.traverse_util import flatten_dict  # noqa: E402
 from small_model import small_model  # noqa: E402
 
 from animate_jax.config import to_dict  # noqa: E402
-from animate_jax.parallel.mesh import batch_sharding, make_mesh  # noqa: E402
+from animate_jax.parallel.mesh import batch_sharding, make_mesh, replicated  # noqa: E402
 from animate_jax.training.stages import load_parameters, make_stage  # noqa: E402
+from animate_jax.training.validation import sample_videos  # noqa: E402
 from configs import stage1  # noqa: E402
 
 STEPS, BATCH = 10, 8
@@ -34,7 +37,7 @@ SETUPS = {
 }
 
 
-def run(data=1, fsdp=1, tensor=1, accumulate=1, remat="none", encode_pictures=BATCH):
+def make(data=1, fsdp=1, tensor=1, accumulate=1, remat="none", encode_pictures=BATCH):
     config = stage1.get_config()
     config.model = to_dict(small_model())
     config.dtype, config.remat, config.accumulate = "float32", remat, accumulate
@@ -42,7 +45,11 @@ def run(data=1, fsdp=1, tensor=1, accumulate=1, remat="none", encode_pictures=BA
     config.fsdp_min_size = 256
     config.optimizer.eps = 1e-6  # Adam with less would enlarge rounding of zero gradients
     devices = jax.devices()[: data * fsdp * tensor]
-    mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices)
+    return config, make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices)
+
+
+def run(**setup):
+    config, mesh = make(**setup)
     with jax.set_mesh(mesh):
         stage = make_stage(config, mesh)
         learned, frozen = load_parameters(stage)
@@ -56,13 +63,32 @@ def run(data=1, fsdp=1, tensor=1, accumulate=1, remat="none", encode_pictures=BA
     return losses, before, state, frozen
 
 
-def make_batch(number):
+def videos(**setup):
+    """Sampled videos, and the shapes of all that devices told each other for them."""
+    config, mesh = make(**setup)
+    config.validation.videos, config.validation.steps = BATCH, 2
+    with jax.set_mesh(mesh):
+        stage = make_stage(config, mesh)
+        learned, frozen = load_parameters(stage)
+        batch = jax.device_put(make_batch(0, frames=2), batch_sharding(mesh))
+        sample = jax.jit(
+            lambda *arguments: sample_videos(stage, *arguments), out_shardings=replicated(mesh)
+        )
+        compiled = sample.lower(learned, frozen, batch).compile()
+        sampled = np.asarray(compiled(learned, frozen, batch)[0], np.int32)
+    told = r"= (\w+\[[\d,]*\])\S* (?:all-gather|all-to-all|collective-permute|all-reduce)\("
+    return sampled, re.findall(told, compiled.as_text())
+
+
+def make_batch(number, frames=1):
     random = np.random.default_rng(number)
     pictures = lambda *shape: random.integers(0, 256, (*shape, 32, 32, 3), np.uint8)  # noqa: E731
-    keypoints = (random.random((BATCH, 1, 134, 3)) * [32, 32, 1]).astype(np.float32)
-    record = np.zeros((BATCH, 3), np.int32)
+    keypoints = (random.random((BATCH, frames, 134, 3)) * [32, 32, 1]).astype(np.float32)
     return dict(
-        reference=pictures(BATCH), frames=pictures(BATCH, 1), keypoints=keypoints, record=record
+        reference=pictures(BATCH),
+        frames=pictures(BATCH, frames),
+        keypoints=keypoints,
+        record=np.zeros((BATCH, 3), np.int32),
     )
 
 
@@ -98,6 +124,9 @@ def main():
             "moment_parts": parts(moments),
             "frozen_parts": parts(frozen),
         }
+    (alone, _), (spread, told) = videos(), videos(**SETUPS["8 data"])
+    differs = int(np.abs(alone - spread).max()), float(alone.std())
+    report["videos"] = {"differs": differs, "told": told}
     print(json.dumps(report))
 
 

@@ -34,6 +34,13 @@ def test_losses_and_parameters_of_ten_steps_are_equal(report, name):
     assert report[name]["movement_error"] <= 1e-3
 
 
+def test_videos_are_equal_and_every_device_samples_its_own(report):
+    difference, spread = report["videos"]["differs"]
+    assert difference <= 1 and spread > 10  # of 255
+    # Guidance hands no features on to other devices; in the end all get all pictures.
+    assert {shape.partition("[")[0] for shape in report["videos"]["told"]} == {"u8"}
+
+
 def test_every_learned_leaf_moves(report):
     assert report["1 device"]["still"] == []
 
