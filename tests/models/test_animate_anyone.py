@@ -122,19 +122,25 @@ def test_denoise_with_reference(case, motion):
     assert relative_l2(out, ours(expected)) <= BOUND
 
 
-def guided(case, guidance=3.5):
+def guided(case, guidance=3.5, apart=False):
     tokens = case.tokens.numpy()
 
     @jax.jit
     def run(params, latents, reference, tokens, pose):
         features = case.model.encode_reference(params, reference, tokens)
-        bound = case.model.bind(params, jnp.concatenate([0 * tokens, tokens]), features)
+        if apart:
+            shown = np.ones(len(tokens), bool)
+            halves = (0 * tokens, ~shown), (tokens, shown)
+            bound = tuple(case.model.bind(params, x, features, has) for x, has in halves)
+        else:
+            bound = case.model.bind(params, jnp.concatenate([0 * tokens, tokens]), features)
         return case.model.guided_denoise(params, latents, 700, bound, pose, guidance)
 
     return run(case.params, ours(case.latents), ours(case.reference), tokens, ours(case.pose))
 
 
-def test_guided_denoise(case):
+@pytest.mark.parametrize("apart", [False, True])
+def test_guided_denoise(case, apart):
     """Unconditional rows: zero image token, pose kept, no reference."""
     case.theirs.write_reference(case.reference, case.tokens)
     tokens = torch.cat([torch.zeros_like(case.tokens), case.tokens])
@@ -143,7 +149,7 @@ def test_guided_denoise(case):
     )
     unconditional, conditional = both.chunk(2)
     expected = unconditional + 3.5 * (conditional - unconditional)
-    assert relative_l2(guided(case), ours(expected)) <= BOUND
+    assert relative_l2(guided(case, apart=apart), ours(expected)) <= BOUND
     assert relative_l2(ours(unconditional), ours(conditional)) > 1e-2
 
 
