@@ -33,6 +33,7 @@ _OF_THE_MACHINE = {
 }
 _OF_EITHER = {errno.EIO, errno.ENOMEM}  # FFmpeg says these of damaged files too
 _UNSAID = 2  # FFmpeg's number for a colour space that a file does not tell
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read transparency too
 _HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer curves of high dynamic range
 # Colour space of an ICC profile -> modes of pictures that it can describe, the first of them as
 # which they are converted.
@@ -237,6 +238,10 @@ def _decoded(path, container, stream, failures):
     """The frames that can be decoded; what goes wrong in between, or where a file breaks off, is
     added to `failures`."""
     packets = container.demux(stream)
+    # FFmpeg's own decoders of VP8 and VP9 leave transparency out.
+    other, apart = _WITH_ALPHA.get(stream.codec_context.name), None
+    if stream.metadata.get("alpha_mode") == "1" and other in av.codecs_available:
+        apart = av.CodecContext.create(other, "r")
     while True:
         try:
             packet = next(packets)
@@ -247,7 +252,7 @@ def _decoded(path, container, stream, failures):
             failures.append(error)
             return
         try:
-            frames = packet.decode()
+            frames = apart.decode(packet) if apart else packet.decode()
         except (av.FFmpegError, ValueError) as error:
             if not failures:  # it may read the whole file
                 _require_disk(path, error)

@@ -219,6 +219,23 @@ def test_transparent_gif_is_laid_over_white(tmp_path):
     assert frame[0, 0].tolist() == [200, 0, 0] and frame[0, 7].tolist() == [255, 255, 255]
 
 
+def test_transparent_webm_is_laid_over_white(tmp_path):
+    with av.open(tmp_path / "sticker.webm", "w") as container:
+        stream = container.add_stream("libvpx-vp9", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuva420p"
+        for number in range(5):
+            rgba = np.zeros((48, 64, 4), np.uint8)
+            rgba[10:30, 10 + 4 * number : 50] = 255, 0, 0, 255
+            frame = av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format="yuva420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames = np.stack(list(read_frames(tmp_path / "sticker.webm"))).astype(int)
+    assert len(frames) == 5
+    assert np.abs(frames[:, :8] - 255).max() <= 2  # white
+    assert np.abs(frames[:, 15:25, 30:45] - [255, 0, 0]).max() <= 6
+    assert frames[4, 20, 14].min() > 250 and frames[0, 20, 14, 1] < 60
+
+
 def test_truncated_video_yields_what_decodes(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8)
     write_video(tmp_path / "whole.mp4", noise, 25)
