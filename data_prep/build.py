@@ -25,8 +25,9 @@ from data_prep.runners import Job, Running, run_jobs
 
 LISTED_TWICE = "listed twice"
 DROPS = "drops.jsonl"
+NOTES = "notes.jsonl"
 WORK = {"settings.json", "videos.json", "clips", "poses"}
-OURS = {"clips", "keypoints", METADATA, DROPS, "records", "report.html", "work"}
+OURS = {"clips", "keypoints", METADATA, DROPS, NOTES, "records", "report.html", "work"}
 
 
 def open_build(out: str | os.PathLike, work: str | None = None, overwrite: bool = False) -> str:
@@ -129,19 +130,22 @@ def make_poses(work: str, settings: PoseSettings, running: Running) -> None:
     run_jobs(functools.partial(load_pose, settings), jobs, running, "poses", "clip")
 
 
-def assemble(out: str | os.PathLike, work: str, *, poses: bool) -> tuple[int, Counter]:
-    """Makes `out` the clip directory of what is in `work`, and writes its drops.jsonl.
+def assemble(out: str | os.PathLike, work: str, *, poses: bool) -> tuple[int, Counter, int]:
+    """Makes `out` the clip directory of what is in `work`, and writes its drops.jsonl and
+    notes.jsonl.
 
-    Returns the number of clips, and of drops by reason. Without `poses` no clip has keypoints
-    and none is dropped for its poses. Raises UserError when no clip is left.
+    Returns the number of clips, of drops by reason, and of videos with a note. Without `poses` no
+    clip has keypoints and none is dropped for its poses. Raises UserError when no clip is left.
     """
     out = Path(out)
     videos, twice = _listed(work)
     licence = _read(join(work, "videos.json"))["licence"]
-    lines, files, drops = [], {}, []
+    lines, files, drops, notes = [], {}, [], []
     for video in videos:
         cut = _read(join(work, "clips", video.key, RESULT))
         drops += [{"source": video.source, "clip": None, **drop} for drop in cut["drops"]]
+        told = cut.get("notes", [])  # older results have none
+        notes += [{"source": video.source, "note": note} for note in told]
         for clip in cut["clips"]:
             name = clip["name"]
             line = {"clip": f"clips/{name}.mp4"}
@@ -169,14 +173,14 @@ def assemble(out: str | os.PathLike, work: str, *, poses: bool) -> tuple[int, Co
                 path.unlink()
     for name, source in files.items():
         _bring(source, out / name)
-    for name, objects in ((METADATA, lines), (DROPS, drops)):
+    for name, objects in ((METADATA, lines), (DROPS, drops), (NOTES, notes)):
         with replacing(out / name) as temporary:
             write_json_lines(temporary, objects)
     counts = Counter(drop["reason"] for drop in drops)
     if not lines:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
         raise UserError(f"no usable clip is left; dropped: {reasons}; {out / DROPS} says why")
-    return len(lines), counts
+    return len(lines), counts, len({note["source"] for note in notes})
 
 
 def _listed(work) -> tuple[list[Video], list[str]]:

@@ -1,9 +1,11 @@
 """From one video to clips: cut into scenes, filtered, encoded so that any frame decodes fast."""
 
+import contextlib
 import itertools
 import json
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from animate_jax.errors import UnreadableError, UserError
+from animate_jax.errors import UnreadableError, UserError, UserNote
 from animate_jax.video.reading import probe_video, read_frames
 from animate_jax.video.writing import SHORT_GROUPS, exact_rate, write_video
 from data_prep.layouts import Video, printable
@@ -72,24 +74,50 @@ def cut_video(video: Video, settings: CutSettings) -> dict[str, bytes]:
     """Files by name: NAME.mp4 for every clip, and the JSON object result.json.
 
     The latter holds `size` of the video, `clips` (name, frames, fps, width, height, and start and
-    end in seconds of the video) and `drops` (scene, reason, detail). The same video and settings
-    give the same bytes. A video that cannot be read is a drop, not an error.
+    end in seconds of the video), `drops` (scene, reason, detail) and `notes` on how it was read.
+    The same video and settings give the same bytes. A video that cannot be read is a drop, not an
+    error.
     """
     result = {"size": video.size, "clips": [], "drops": []}
-    files = {}
+    files, notes = {}, set()
     with local_copy(video.path) as path, tempfile.TemporaryDirectory() as directory:
-        try:
-            for clip, content in _clips(path, video, settings, result["drops"], Path(directory)):
-                result["clips"].append(clip)
-                files[f"{clip['name']}.mp4"] = content
-        except UnreadableError as error:
+
+        def told(message):
             # Without the place on this machine, so that results compare.
-            detail = str(error).replace(str(path), video.source).replace(video.path, video.source)
+            for place in (str(path), video.path):
+                message = message.replace(place, video.source)
+            return printable(message)
+
+        try:
+            with _noted(notes):
+                clips = _clips(path, video, settings, result["drops"], Path(directory))
+                for clip, content in clips:
+                    result["clips"].append(clip)
+                    files[f"{clip['name']}.mp4"] = content
+        except UnreadableError as error:
             files, result["clips"] = {}, []
-            drop = {"scene": None, "reason": UNREADABLE, "detail": printable(detail)}
+            drop = {"scene": None, "reason": UNREADABLE, "detail": told(str(error))}
             result["drops"] = [drop]
+        result["notes"] = sorted(map(told, notes))
     files[RESULT] = (json.dumps(result) + "\n").encode()
     return files
+
+
+@contextlib.contextmanager
+def _noted(notes: set[str]):
+    """Notes go into a set in place of a worker's terminal, where nobody would find them again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserNote)
+        usual = warnings.showwarning
+
+        def show(message, category, *place, **options):
+            if issubclass(category, UserNote):
+                notes.add(str(message))
+            else:
+                usual(message, category, *place, **options)
+
+        warnings.showwarning = show
+        yield
 
 
 def _clips(path, video, settings, drops, directory) -> Iterator[tuple[dict, bytes]]:

@@ -142,9 +142,11 @@ def _open(options):
 def _assemble(out, work, *, poses):
     from data_prep.build import assemble
 
-    clips, drops = assemble(out, work, poses=poses)
+    clips, drops, noted = assemble(out, work, poses=poses)
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()))
     print(f"wrote {out}: {clips} clips; dropped: {dropped or 'nothing'}")
+    if noted:
+        print(f"{noted} videos could not be read as they are, see {Path(out) / 'notes.jsonl'}")
 
 
 def _cutting(options):

@@ -239,7 +239,8 @@ def _decoded(path, container, stream, failures):
     added to `failures`."""
     packets = container.demux(stream)
     # FFmpeg's own decoders of VP8 and VP9 leave transparency out.
-    other, apart = _WITH_ALPHA.get(stream.codec_context.name), None
+    known, apart = stream.codec_context, None  # a damaged file may not tell what it is coded as
+    other = _WITH_ALPHA.get(known.name) if known else None
     if stream.metadata.get("alpha_mode") == "1" and other in av.codecs_available:
         apart = av.CodecContext.create(other, "r")
     while True:

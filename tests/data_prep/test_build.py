@@ -101,7 +101,7 @@ def test_what_is_kept_and_what_is_dropped(built, collection):
     assert all(drop["detail"] and str(collection) not in drop["detail"] for drop in drops)
     assert drops[4]["clip"].startswith("sub_dir_zwei_L_t-") and drops[0]["clip"] is None
     listed = {line[kind] for line in kept for kind in ("clip", "keypoints")}
-    assert set(tree(built)) == listed | {"metadata.jsonl", "drops.jsonl"}
+    assert set(tree(built)) == listed | {"metadata.jsonl", "drops.jsonl", "notes.jsonl"}
 
 
 def test_the_step_clips_alone(collection, tmp_path):
@@ -110,7 +110,7 @@ def test_the_step_clips_alone(collection, tmp_path):
     assert [line["frames"] for line in kept] == [20, 16, 20]
     assert not any("keypoints" in line for line in kept)
     names = {line["clip"] for line in kept}
-    assert set(tree(tmp_path)) == names | {"metadata.jsonl", "drops.jsonl"}
+    assert set(tree(tmp_path)) == names | {"metadata.jsonl", "drops.jsonl", "notes.jsonl"}
 
 
 def test_build_is_the_steps_in_order(built, collection, tmp_path, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, UserNote
 from animate_jax.video.reading import probe_video, read_frames
 from animate_jax.video.writing import write_video
 from data_prep.clips import CutSettings, clip_size, cut_video, load_cut, resized
@@ -44,6 +44,20 @@ def cut(path, settings=SETTINGS, **video):
 def decoded(tmp_path, content):
     (tmp_path / "decoded.mp4").write_bytes(content)
     return np.stack(list(read_frames(tmp_path / "decoded.mp4"))).astype(float)
+
+
+def test_notes_on_a_video_are_kept(tmp_path, recwarn):
+    with av.open(tmp_path / "phone.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.color_trc = 18
+        for picture in moving(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode(None))
+    result, _ = cut(tmp_path / "phone.mp4")
+    (note,) = result["notes"]
+    assert note.startswith("a film.mp4: HDR video (HLG), read without tone mapping")
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserNote)]
 
 
 def test_scenes_become_clips_of_the_right_frames(tmp_path):
