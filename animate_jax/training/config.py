@@ -100,7 +100,8 @@ def _completed(values, defaults):
         # What is in a loss depends on the objective, and all of it has defaults.
         if key != "loss" and isinstance(value, dict) and isinstance(defaults.get(key), dict)
     }
-    return defaults | values | inner
+    later = {key: value for key, value in defaults.items() if key not in values}
+    return values | inner | later  # in the order in which they were stored
 
 
 def _with_tuples(value):

@@ -202,13 +202,16 @@ def test_length_beyond_the_window_costs_no_compilation_and_no_device_memory(
 
 def test_keypoints_equal_their_drawing(pipeline, reference):
     points = np.zeros((2, 134, 3), np.float32)
-    points[:, :18] = np.random.default_rng(4).uniform(5, 60, (2, 18, 3))
+    # Of quarters of pixels, which half the size holds exactly.
+    points[:, :18] = np.random.default_rng(4).integers(20, 240, (2, 18, 3)) / 4
     points[:, :18, 2] = 1
     drawn = np.asarray(draw_skeletons(points, HEIGHT, WIDTH))
     options = dict(width=WIDTH, height=HEIGHT, steps=1, seed=5, progress=False)
     expected = pipeline(reference, drawn, **options)
     np.testing.assert_array_equal(pipeline(reference, points, **options), expected)
-    halves = points * [0.5, 0.5, 1]  # a frame of half the size is fitted into the video's
+    # A frame of half the size is fitted into the video's; its pixels' middles lie otherwise.
+    halves = (points + [0.5, 0.5, 0]) * [0.5, 0.5, 1] - [0.5, 0.5, 0]
+    halves[:, 18:] = 0
     keypoints = Keypoints(halves.astype(np.float32), 25.0, WIDTH // 2, HEIGHT // 2)
     np.testing.assert_array_equal(pipeline(reference, keypoints, **options), expected)
     as_bytes = np.round(drawn * 255).astype(np.uint8)
@@ -347,7 +350,8 @@ def test_keypoints_of_the_reference_in_every_form(pipeline, tmp_path):
     random = np.random.default_rng(0)
     points = random.uniform(5, 60, (2, 134, 3)).astype(np.float32)
     points[..., 2] = 1
-    halves = Keypoints((points * [0.5, 0.5, 1]).astype(np.float32), 25.0, 40, 30)
+    halved = (points + [0.5, 0.5, 0]) * [0.5, 0.5, 1] - [0.5, 0.5, 0]
+    halves = Keypoints(halved.astype(np.float32), 25.0, 40, 30)
     halves.save(tmp_path / "reference.npz")
     picture = np.zeros((60, 80, 3), np.uint8)
     expected = pipeline._reference_keypoints(points[0], picture, 160, 120)
