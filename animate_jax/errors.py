@@ -1,5 +1,8 @@
 """What speaks to users: bad input ends a command, a note does not."""
 
+import warnings
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """What a user can mend, mostly bad input.
@@ -23,6 +26,20 @@ class PartnerLost(UserError):
 
 class UserNote(UserWarning):
     """Something done differently from what was asked, with the reason, in one line."""
+
+
+def hand_notes_to(take: Callable[[str], object]) -> None:
+    """Until `warnings.catch_warnings()` around it ends, notes go to `take`, other warnings where
+    they usually go."""
+    usual = warnings.showwarning
+
+    def show(message, category, *place, **options):
+        if issubclass(category, UserNote):
+            take(str(message))
+        else:
+            usual(message, category, *place, **options)
+
+    warnings.showwarning = show
 
 
 class Terminated(Exception):

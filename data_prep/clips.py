@@ -1,6 +1,5 @@
 """From one video to clips: cut into scenes, filtered, encoded so that any frame decodes fast."""
 
-import contextlib
 import itertools
 import json
 import math
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from animate_jax.errors import UnreadableError, UserError, UserNote
+from animate_jax.errors import UnreadableError, UserError, UserNote, hand_notes_to
 from animate_jax.video.reading import probe_video, read_frames
 from animate_jax.video.writing import SHORT_GROUPS, exact_rate, write_video
 from data_prep.layouts import Video, printable
@@ -89,7 +88,10 @@ def cut_video(video: Video, settings: CutSettings) -> dict[str, bytes]:
             return printable(message)
 
         try:
-            with _noted(notes):
+            # Not to a worker's terminal, where nobody would find them again.
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", UserNote)
+                hand_notes_to(notes.add)
                 clips = _clips(path, video, settings, result["drops"], Path(directory))
                 for clip, content in clips:
                     result["clips"].append(clip)
@@ -101,23 +103,6 @@ def cut_video(video: Video, settings: CutSettings) -> dict[str, bytes]:
         result["notes"] = sorted(map(told, notes))
     files[RESULT] = (json.dumps(result) + "\n").encode()
     return files
-
-
-@contextlib.contextmanager
-def _noted(notes: set[str]):
-    """Notes go into a set in place of a worker's terminal, where nobody would find them again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserNote)
-        usual = warnings.showwarning
-
-        def show(message, category, *place, **options):
-            if issubclass(category, UserNote):
-                notes.add(str(message))
-            else:
-                usual(message, category, *place, **options)
-
-        warnings.showwarning = show
-        yield
 
 
 def _clips(path, video, settings, drops, directory) -> Iterator[tuple[dict, bytes]]:

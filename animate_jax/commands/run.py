@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 
-from animate_jax.errors import Terminated, UserError, UserNote
+from animate_jax.errors import Terminated, UserError, hand_notes_to
 
 MEMORY = (
     "there is too little memory; ask for less: of animate a smaller --width, --height or --window,"
@@ -65,7 +65,7 @@ def _run(options, program):
 
     try:
         with warnings.catch_warnings(), _cleaning_up():
-            _show_notes(say)
+            hand_notes_to(lambda note: say(f"note: {note}"))
             options.run(options)
     except UserError as error:
         return failed(error, f"error: {error}", error.code)
@@ -146,15 +146,3 @@ def _unexpected(error):
 
 def _one_line(error):
     return " ".join(str(error).split())
-
-
-def _show_notes(say):
-    usual = warnings.showwarning
-
-    def show(message, category, *place, **options):
-        if issubclass(category, UserNote):
-            say(f"note: {message}")
-        else:
-            usual(message, category, *place, **options)
-
-    warnings.showwarning = show
