@@ -1,7 +1,20 @@
 """What speaks to users: bad input ends a command, a note does not."""
 
+import errno
+import re
 import warnings
 from collections.abc import Callable
+
+# What says nothing about a file: too many are open, the disk or the network is gone, ...
+OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in "EMFILE ENFILE EIO ENOMEM ENOSPC ESTALE ETIMEDOUT ENOTCONN EINTR EAGAIN".split()
+    if hasattr(errno, name)
+}
+_OF_RIGHTS = {errno.EACCES, errno.EPERM}
+_OF_STORAGE = re.compile(
+    "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED"
+)
 
 
 class UserError(Exception):
@@ -16,6 +29,28 @@ class UserError(Exception):
 
 class UnreadableError(UserError):
     """A picture or video that does not decode, or is not there; trying again does not help."""
+
+
+class UnavailableError(UserError):
+    """A file that cannot be read now, by no fault of its own; trying again may help."""
+
+    code = 1
+
+
+def require_access(path, error: BaseException) -> None:
+    """Raises UnavailableError where `error` came from the machine, the network or missing rights,
+    and so says nothing about what lies at `path`."""
+    number = getattr(error, "errno", None)
+    if (
+        number in OF_THE_MACHINE | _OF_RIGHTS
+        or isinstance(error, ConnectionError | TimeoutError)
+        or _OF_STORAGE.search(str(error))
+    ):
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UnavailableError(
+            f"{path}: cannot be read now ({reason}); see that the place and your rights to it are"
+            " there, and try again"
+        ) from error
 
 
 class PartnerLost(UserError):

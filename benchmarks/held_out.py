@@ -51,9 +51,7 @@ def compare(
 ):
     """Evaluates ways {name: (options of `animate-jax evaluate`, label)} and the baselines on
     side x side pixels, prints the table, and writes it and the sheet."""
-    held_out = directory / "held_out"
-    if not (held_out / "pairs.json").exists():
-        write_held_out(held_out)
+    held_out = held_out_pairs(directory)
     ways = ways | {name: (["--baseline", name], label) for name, label in BASELINES.items()}
     reports = {
         label: evaluated(name, [*how, "--pairs", pairs], directory, held_out, side)
@@ -62,6 +60,14 @@ def compare(
     (directory / "table.md").write_text(table(reports), encoding="utf-8")
     sheet(directory / "pictures", list(ways), side).save(directory / "sheet.png")
     print(table(reports))
+
+
+def held_out_pairs(directory: Path) -> Path:
+    """The folder of puppets and pairs in DIR, drawn now unless it is there."""
+    held_out = directory / "held_out"
+    if not (held_out / "pairs.json").exists():
+        write_held_out(held_out)
+    return held_out
 
 
 def write_held_out(directory: Path, motions: int = MOTIONS):

@@ -58,7 +58,7 @@ def animate(options) -> None:
     size = _video_size(options, picture, config)
     sampling_steps(config.schedule, options.steps, options.sampler, options.eta)
     window = options.window or default_window(config)
-    make_windows(options.frames or 1, window, options.overlap, options.windows)
+    make_windows(1, window, options.overlap, options.windows)
     check_window(config, min(window, _frames_hint(options) or window))
 
     motion, fps, pose = driving_motion(options, picture, size, config.preprocessing.pose)

@@ -69,7 +69,10 @@ def _train(config, config_path, workdir):
                 "data.path": config.data.path,
                 "data.sets": config.data.sets,
                 "validation.path": config.validation.path,
+                "validation.split": config.validation.split,
             }
+            if not config.validation.every:
+                data["validation.every"] = 0
             with before.unlocked():
                 before.update_from_flattened_dict(data | changes)
             _train(before, earlier, place)

@@ -20,7 +20,7 @@ from pathlib import Path
 from etils import epath
 from tqdm import tqdm
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, require_access
 from animate_jax.files import cache_directory, is_local, replacing
 
 NAME, VERSION = "animate_clips", "1.0.0"
@@ -65,6 +65,7 @@ class RecordSource:
                 " pip install 'animate-jax[data]'"
             ) from error
         except Exception as error:  # array_record and protobuf have no common one
+            require_access(Path(self.directory, self._shard_of(index)), error)
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{Path(self.directory, self._shard_of(index))}: record {index} of {self.split}"

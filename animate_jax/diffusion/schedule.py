@@ -3,7 +3,7 @@
 x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise with a_t = prod(1 - beta_s) (DDPM, arXiv 2006.11239,
 equation 4); v-prediction (arXiv 2202.00512, section 4); zero terminal signal-to-noise ratio and
 timestep spacings (arXiv 2305.08891, sections 3.1 and 3.4); min-SNR weights (arXiv 2303.09556,
-section 3.4).
+section 3.4); noise that frames have in common (arXiv 2305.10474, section 4.1).
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ class NoiseSchedule:
     timestep_spacing: typing.Literal["leading", "trailing", "linspace"] = "trailing"
     steps_offset: int = 1
     final_alpha_one: bool = True  # the last step lands on a_t = 1, otherwise on a_0
+    shared_noise: float = 0.0  # the part of noise's variance that a clip's frames have in common
 
     def __post_init__(self):
+        if not 0 <= self.shared_noise <= 1:
+            raise UserError(f"a schedule's shared_noise is {self.shared_noise}; it can be 0 to 1")
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise UserError(
                 "a schedule with zero_terminal_snr cannot predict epsilon, which says nothing "
@@ -119,6 +122,13 @@ def min_snr_weights(schedule: NoiseSchedule, timesteps: jax.Array, gamma: float 
         ratio = snr + 1 if schedule.prediction == "v" else snr
         weights = np.minimum(ratio, gamma) / ratio
     return jnp.asarray(weights, jnp.float32)[timesteps]
+
+
+def mixed_noise(schedule: NoiseSchedule, own, common):
+    """Noise of frames from a draw for each and one that all have in common, which broadcasts."""
+    if not schedule.shared_noise:
+        return own
+    return math.sqrt(1 - schedule.shared_noise) * own + math.sqrt(schedule.shared_noise) * common
 
 
 def offset_noise(key: jax.Array, shape: tuple[int, ...], strength: float = 0.05) -> jax.Array:

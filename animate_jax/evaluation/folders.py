@@ -10,7 +10,12 @@ import numpy as np
 
 from animate_jax.errors import UserError
 from animate_jax.inference.preprocessing import resize
-from animate_jax.video.reading import PICTURE_SUFFIXES, natural_key, read_frames
+from animate_jax.video.reading import (
+    PICTURE_SUFFIXES,
+    natural_key,
+    read_frames,
+    tells_colours,
+)
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi", ".m4v")
 
@@ -83,16 +88,21 @@ def read_pair(
     where one is longer than the other, unless both have the `frames` that are asked for.
     """
     clips = []
+    # Who writes results without a word on their colours has read the truth's likewise.
+    from_rgb = not tells_colours(predicted)
     for path in (truth, predicted):
-        read = read_frames(path, stride=stride, limit=frames)
+        read = read_frames(path, stride=stride, limit=frames, from_rgb=from_rgb)
         first = next(read)
         size = size or first.shape[1::-1]
         pictures = itertools.chain([first], read)
         clips.append(np.stack([resize(picture, *size, "lanczos") for picture in pictures]))
     truth_clip, predicted_clip = clips
     if len(truth_clip) != len(predicted_clip):
+        gif = ".gif" in (predicted.suffix.lower(), truth.suffix.lower())
         raise LengthsDiffer(
             f"{predicted}: has {len(predicted_clip)} frames, but {truth} has {len(truth_clip)};"
             " give --frames, the number to compare"
+            + ", or no GIFs, which lose a last frame that equals the one before"
+            * gif
         )
     return predicted_clip, truth_clip

@@ -33,7 +33,7 @@ from animate_jax.pose.keypoints import (
     resized_points,
 )
 from animate_jax.pose.render import draw_skeletons, place_points
-from animate_jax.video.reading import image_to_rgb, read_image
+from animate_jax.video.reading import BLACK, WHITE, image_to_rgb, read_image
 from animate_jax.video.writing import unit_range
 from animate_jax.weights.model_directory import BUNDLED, load_model
 
@@ -208,7 +208,7 @@ class AnimateAnyonePipeline:
             motion = load_keypoints(motion)
         if isinstance(motion, Keypoints):
             motion = place_points(motion.points, (motion.width, motion.height), (width, height))
-        motion = _array(motion, "motion")
+        motion = _array(motion, "motion", BLACK)
         if motion.ndim == 3 and motion.shape[1:] == (POINTS, 3) and len(motion):
             return motion.astype(np.float32), lambda part: draw_skeletons(part, height, width)
         if motion.ndim != 4 or motion.shape[-1] != 3 or 0 in motion.shape:
@@ -244,7 +244,7 @@ class AnimateAnyonePipeline:
         scale = autoencoder.downscale
         shape = height // scale, width // scale, autoencoder.latent_channels
         if initial_noise is None:
-            return video_noise(key, frames, shape)
+            return video_noise(self.model.config.schedule, key, frames, shape)
         noise = _array(initial_noise, "initial noise").astype(np.float32)
         if noise.shape != (frames, *shape):
             raise UserError(
@@ -385,10 +385,12 @@ def _number(value, name) -> float:
         raise UserError(f"{name} is {value!r}; give a number") from error
 
 
-def _array(value, what) -> np.ndarray:
+def _array(value, what, background=WHITE) -> np.ndarray:
     """An array of numbers, also of a list of PIL images; raises UserError for anything else."""
     if isinstance(value, list | tuple):
-        value = [image_to_rgb(part) if hasattr(part, "convert") else part for part in value]
+        value = [
+            image_to_rgb(part, background) if hasattr(part, "convert") else part for part in value
+        ]
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:

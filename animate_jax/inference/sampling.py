@@ -16,14 +16,29 @@ import numpy as np
 from tqdm import tqdm
 
 from animate_jax.diffusion.samplers import Steps, step
+from animate_jax.diffusion.schedule import NoiseSchedule, mixed_noise
 from animate_jax.models.animate_anyone import AnimateAnyone
 from animate_jax.models.attention import BoundLayer
 
+COMMON = np.int32(-1)  # in place of a frame's number, for the noise that all frames share
 
-@functools.partial(jax.jit, static_argnames="shape")
-def frame_noise(key: jax.Array, frame: jax.Array, *, shape: tuple[int, ...]) -> jax.Array:
+
+@functools.partial(jax.jit, static_argnames=("schedule", "shape"))
+def frame_noise(
+    schedule: NoiseSchedule, key: jax.Array, frame: jax.Array, *, shape: tuple[int, ...]
+) -> jax.Array:
     """Gaussian noise of one frame, which does not depend on how many frames there are."""
-    return jax.random.normal(jax.random.fold_in(key, frame), shape, jnp.float32)
+
+    def draw(number):
+        return jax.random.normal(jax.random.fold_in(key, number), shape, jnp.float32)
+
+    return mixed_noise(schedule, draw(frame), draw(COMMON) if schedule.shared_noise else 0.0)
+
+
+def clip_noise(schedule: NoiseSchedule, key, frames: int, shape: tuple[int, ...]) -> jax.Array:
+    """(frames, *shape), on the device."""
+    draw = functools.partial(frame_noise, schedule, key, shape=shape)
+    return jax.vmap(draw)(jnp.arange(frames))
 
 
 def step_key(key: jax.Array, index) -> jax.Array:
@@ -31,9 +46,9 @@ def step_key(key: jax.Array, index) -> jax.Array:
     return jax.random.split(jax.random.fold_in(key, index))[1]
 
 
-def video_noise(key: jax.Array, frames: int, shape: tuple[int, ...]) -> np.ndarray:
-    """(frames, *shape) float32 on the host."""
-    return np.stack([frame_noise(key, np.int32(i), shape=shape) for i in range(frames)])
+def video_noise(schedule: NoiseSchedule, key, frames: int, shape: tuple[int, ...]) -> np.ndarray:
+    """(frames, *shape) float32 on the host: the same as `clip_noise`, for any number of frames."""
+    return np.stack([frame_noise(schedule, key, np.int32(i), shape=shape) for i in range(frames)])
 
 
 @functools.partial(jax.jit, static_argnames=("model", "stochastic"))
@@ -66,8 +81,8 @@ def sample_clip(
         )
         gaussian = None
         if stochastic:
-            draw = functools.partial(frame_noise, step_key(key, index), shape=x.shape[2:])
-            gaussian = jax.vmap(draw)(jnp.arange(x.shape[1]))[None]
+            drawn = step_key(key, index), x.shape[1], x.shape[2:]
+            gaussian = clip_noise(model.config.schedule, *drawn)[None]
         return step(coefficients, x, out, previous, gaussian), None
 
     rows = first_step + jnp.arange(len(steps.timesteps)), steps
@@ -122,7 +137,8 @@ def sample_in_windows(
                 bar.update()
             gaussian = None
             if video.stochastic:
-                gaussian = video_noise(step_key(video.key, index), len(x), x.shape[1:])
+                drawn = step_key(video.key, index), len(x), x.shape[1:]
+                gaussian = video_noise(model.config.schedule, *drawn)
             x, previous = step(row, x, out, previous, gaussian)
     return x
 

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, require_access
 from animate_jax.training.step import TrainState
 from animate_jax.weights.items import cause_of
 
@@ -146,6 +146,7 @@ def restore(manager: ocp.CheckpointManager, shapes: TrainState) -> tuple[TrainSt
         found = cause_of(error)
         if not isinstance(found, (ValueError, KeyError, OSError, TypeError)):
             raise
+        require_access(manager.directory / str(step), found)
         reason = (str(found).splitlines() or [type(found).__name__])[0][:200]
         if isinstance(found, (OSError, json.JSONDecodeError)) or any(
             mark in str(found) for mark in _DAMAGE
@@ -193,4 +194,5 @@ def stored_config(workdir: epath.Path) -> dict | None:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
+        require_access(path, error)
         raise UserError(f"{path}: cannot be read ({error}); remove this checkpoint") from error

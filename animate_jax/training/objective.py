@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from animate_jax.diffusion.schedule import (
     add_noise,
     min_snr_weights,
+    mixed_noise,
     offset_noise,
     prediction_target,
 )
@@ -194,15 +195,20 @@ def to_slices(rows, shards: int, slices: int):
 def draw_randomness(model: AnimateAnyone, keys, shape, options: DenoisingLoss) -> Draws:
     """Timesteps, noise and dropped conditions of B samples with latents of `shape` (F, h, w, C)."""
 
+    schedule = model.config.schedule
+
     def draw(key):
         keys = jax.random.split(jax.random.fold_in(key, 1), 3)
-        timesteps = model.config.schedule.num_train_timesteps
+        timesteps = schedule.num_train_timesteps
         timestep = jax.random.randint(keys[0], (), 0, timesteps, jnp.int32)
         if options.timestep_shift != 1:
             place = (timestep + 0.5) / timesteps
             place *= options.timestep_shift / (1 + (options.timestep_shift - 1) * place)
             timestep = (place * timesteps).astype(jnp.int32)
         noise = offset_noise(keys[1], (1, *shape), options.noise_offset)[0]
+        if schedule.shared_noise:
+            common = jax.random.fold_in(key, 3), (1, *shape[1:])
+            noise = mixed_noise(schedule, noise, offset_noise(*common, options.noise_offset))
         uniform = jax.random.uniform(keys[2], (3,))
         both, image, reference = uniform >= jnp.array(
             [options.drop_both, options.drop_image, options.drop_reference]

@@ -185,9 +185,15 @@ def _model_config(config) -> ModelConfig:
     else:
         model = given
     if config.motion:
-        unet = dataclasses.replace(model.denoising_unet, motion=_motion(config, model, given))
+        motion = _motion(config, model, given)
+        if config.objective == "denoising" and config.data.frames > motion.max_frames:
+            raise UserError(
+                f"config.data.frames is {config.data.frames}, but the motion modules know"
+                f" {motion.max_frames} frames; train on clips of at most so many"
+            )
+        unet = dataclasses.replace(model.denoising_unet, motion=motion)
         model = dataclasses.replace(model, denoising_unet=unet)
-    else:
+    elif config.objective == "denoising" or not config.init_from or config.init_components:
         model = without_motion(model)
     if config.objective == "denoising":
         model = dataclasses.replace(model, schedule=_schedule(model, config))
@@ -235,7 +241,11 @@ def _motion(config, model, given) -> MotionConfig:
             raise UserError(f"{config.motion_from}: this model has no motion modules to take")
         return motion
     asked_for = given.denoising_unet.motion if given else None
-    return model.denoising_unet.motion or asked_for or MotionConfig()
+    if (known := model.denoising_unet.motion or asked_for) is None:
+        note = "the motion modules are drawn at random, for the model to start from has none;"
+        note += " --config.motion_from=MODEL takes another's, as AnimateDiff's (convert --motion)"
+        warnings.warn(note, UserNote, stacklevel=2)
+    return known or MotionConfig()
 
 
 def _sized(values) -> ModelConfig:

@@ -19,7 +19,7 @@ from animate_jax.data.input import FILLER, validation_batches
 from animate_jax.data.records import record_splits
 from animate_jax.diffusion.samplers import sampling_steps
 from animate_jax.errors import UserError, UserNote
-from animate_jax.inference.sampling import sample_clip
+from animate_jax.inference.sampling import clip_noise, sample_clip
 from animate_jax.parallel.mesh import (
     batch_shards,
     compiler_options,
@@ -186,8 +186,9 @@ def sample_examples(
 ) -> jax.Array:
     """Latents (B, F, h, w, C) of B clips, by DDIM from the noise of their keys (B,); the other
     arguments as in `Example`."""
-    shape = (skeletons.shape[1], *reference_latents.shape[1:])
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    frames, shape = skeletons.shape[1], reference_latents.shape[1:]
+    schedule = model.config.schedule
+    noise = jax.vmap(lambda key: clip_noise(schedule, key, frames, shape))(keys)
     clip_keypoints, reference_keypoints = keypoints
     reference = model.encode_reference(params, reference_latents, image_tokens, reference_keypoints)
     bound = model.bind(params, image_tokens, reference)
@@ -196,7 +197,7 @@ def sample_examples(
         neither = model.bind(params, jnp.zeros_like(image_tokens), reference, hidden)
         bound = neither, model.bind(params, image_tokens, reference, ~hidden)
     pose_features = model.encode_pose(params, skeletons, clip_keypoints)
-    table = sampling_steps(model.config.schedule, steps, "ddim", 0.0)
+    table = sampling_steps(schedule, steps, "ddim", 0.0)
     state = noise, jnp.zeros_like(noise)
     known = bound, pose_features, table, np.int32(0), np.float32(guidance), keys[0]
     return sample_clip(model, params, state, *known)[0]

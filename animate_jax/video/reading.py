@@ -21,19 +21,16 @@ import numpy as np
 from av.video.reformatter import Colorspace
 from PIL import Image, ImageCms, ImageOps
 
-from animate_jax.errors import UnreadableError, UserError, UserNote
+from animate_jax.errors import OF_THE_MACHINE, UnreadableError, UserError, UserNote
 from animate_jax.video.timing import evenly, frame_rate
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# What says nothing about the file: too many are open, the disk or the network is gone, ...
-_OF_THE_MACHINE = {
-    getattr(errno, name)
-    for name in "EMFILE ENFILE EIO ENOMEM ENOSPC ESTALE ETIMEDOUT ENOTCONN EINTR EAGAIN".split()
-    if hasattr(errno, name)
-}
+WHITE, BLACK = 255, 0  # what lies below transparent pixels; skeletons are drawn on black
 _OF_EITHER = {errno.EIO, errno.ENOMEM}  # FFmpeg says these of damaged files too
 _UNSAID = 2  # FFmpeg's number for a colour space that a file does not tell
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read transparency too
+# Degrees against the clock -> as of `_turn`.
+_TURNS = {90: (True, False, True), 180: (False, True, True), 270: (True, True, False)}
 _HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer curves of high dynamic range
 # Colour space of an ICC profile -> modes of pictures that it can describe, the first of them as
 # which they are converted.
@@ -55,8 +52,9 @@ class VideoInfo:
     frames_hint: int
 
 
-def image_to_rgb(image: Image.Image) -> np.ndarray:
-    """A Pillow picture of any mode -> uint8 (height, width, 3) sRGB, upright, alpha over white."""
+def image_to_rgb(image: Image.Image, background: int = WHITE) -> np.ndarray:
+    """A Pillow picture of any mode -> uint8 (height, width, 3) sRGB, upright, alpha over a grey of
+    `background`."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         values = np.nan_to_num(np.asarray(image, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
@@ -71,13 +69,14 @@ def image_to_rgb(image: Image.Image) -> np.ndarray:
         grey = np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
         clear = image.info.get("transparency")
         if isinstance(clear, int):
-            grey[values == clear] = 255
+            grey[values == clear] = background
         return np.repeat(grey[..., None], 3, axis=2)
     clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     mode, profile = image.mode, image.info.get("icc_profile")
     image = _in_srgb(image.convert("RGBA") if clear else image, mode, profile)
     if clear:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        below = Image.new("RGBA", image.size, (*[background] * 3, 255))
+        image = Image.alpha_composite(below, image)
     return np.array(image.convert("RGB"))
 
 
@@ -101,8 +100,8 @@ def _in_srgb(image, mode, profile):
     return flat
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """The picture file at `path` -> uint8 (height, width, 3) sRGB.
+def read_image(path: str | os.PathLike, background: int = WHITE) -> np.ndarray:
+    """The picture file at `path` -> uint8 (height, width, 3) sRGB, see `image_to_rgb`.
 
     Raises UnreadableError when the file is missing, or no picture that Pillow decodes completely.
     """
@@ -110,7 +109,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     _require_file(path, "picture")
     try:
         with Image.open(path) as image:
-            return image_to_rgb(image)
+            return image_to_rgb(image, background)
     except Image.DecompressionBombError as error:
         raise UnreadableError(f"{path}: more pixels than are read; make it smaller") from error
     except (OSError, ValueError, SyntaxError) as error:
@@ -145,24 +144,36 @@ def probe_video(path: str | os.PathLike, *, default_fps: float = 8.0) -> VideoIn
 
 
 def read_frames(
-    path: str | os.PathLike, *, stride: int = 1, limit: int | None = None, drawn: bool = False
+    path: str | os.PathLike,
+    *,
+    stride: int = 1,
+    limit: int | None = None,
+    drawn: bool = False,
+    from_rgb: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yields uint8 (height, width, 3) RGB frames 0, stride, 2 * stride, ... and at most `limit`.
 
-    `path` is a video file, or a directory of pictures in natural order (frame2 before frame10),
-    which must all have one size. Of a video whose frames are not evenly spaced in time they are
-    those of an even rate, that of `probe_video`. Frames are decoded as they are asked for. A file
-    that breaks off yields the frames before the break. drawn: a video that does not say how it
-    codes colours was written by FFmpeg (BT.601), not by a camera (BT.709 if large). Raises
-    UserError when the path is missing, when it holds no picture stream, or when not a single frame
-    can be decoded.
+    `path` is a video file, a picture, or a directory of pictures in natural order (frame2 before
+    frame10), which must all have one size. Of a video whose frames are not evenly spaced in time
+    they are those of an even rate, that of `probe_video`. Frames are decoded as they are asked for.
+    A file that breaks off yields the frames before the break. from_rgb: a video that does not say
+    how it codes colours was written by FFmpeg (BT.601), not by a camera (BT.709 if large). drawn:
+    likewise, and what is transparent lies on black, not on white. Raises UserError when the path is
+    missing, when it holds no picture stream, or when not a single frame can be decoded.
     """
     path = Path(path)
     if stride < 1:
         raise UserError(f"frame stride {stride} is not possible; use 1 or more")
     if limit is not None and limit < 1:
         raise UserError(f"frame limit {limit} is not possible; use 1 or more")
-    frames = _read_directory(path, stride) if path.is_dir() else _read_file(path, stride, drawn)
+    from_rgb |= drawn
+    background = BLACK if drawn else WHITE
+    if path.is_dir():
+        frames = _read_directory(path, stride, background)
+    elif path.suffix.lower() in PICTURE_SUFFIXES and not _is_animated(path):
+        frames = (read_image(one, background) for one in [path])
+    else:
+        frames = _read_file(path, stride, background, from_rgb)
     try:
         for number, frame in enumerate(frames, 1):
             yield frame
@@ -172,10 +183,10 @@ def read_frames(
         frames.close()
 
 
-def _read_directory(path, stride):
+def _read_directory(path, stride, background):
     size = None
     for picture in _pictures(path)[::stride]:
-        frame = read_image(picture)
+        frame = read_image(picture, background)
         if size is not None and frame.shape != size:
             raise UnreadableError(
                 f"{picture}: {frame.shape[1]}x{frame.shape[0]} pixels, but the pictures before it"
@@ -185,7 +196,7 @@ def _read_directory(path, stride):
         yield frame
 
 
-def _read_file(path, stride, drawn):
+def _read_file(path, stride, background, from_rgb):
     _require_file(path, "video")
     decoded, failures = 0, []
     with _open(path) as container:
@@ -206,7 +217,7 @@ def _read_file(path, stride, drawn):
                 if size is None:
                     size, turn = _square_pixel_size(frame, stream), _turn(frame)
                     _note_hdr(path, frame)
-                picture = _upright(_to_rgb(frame, *size, drawn), *turn)
+                picture = _upright(_to_rgb(frame, *size, background, from_rgb), *turn)
             except (av.FFmpegError, ValueError) as error:
                 failures.append(error)
                 continue
@@ -279,7 +290,7 @@ def _require_disk(path, error):
     """Raises UserError where an error is not the file's fault."""
     number = getattr(error, "errno", None)
     either = isinstance(error, av.FFmpegError) and number in _OF_EITHER
-    if number in _OF_THE_MACHINE and not (either and _reads_through(path)):
+    if number in OF_THE_MACHINE and not (either and _reads_through(path)):
         raise UserError(f"{path}: cannot be read now ({error}); try again") from error
 
 
@@ -327,15 +338,31 @@ def _square_pixel_size(frame, stream):
     return max(1, round(frame.width * aspect)), frame.height
 
 
-def _to_rgb(frame, width, height, drawn):
+def _to_rgb(frame, width, height, background, from_rgb):
     if any(component.is_alpha for component in frame.format.components):
         rgba = frame.to_ndarray(format="rgba", width=width, height=height)
-        return image_to_rgb(Image.fromarray(rgba))
+        return image_to_rgb(Image.fromarray(rgba), background)
     # As players do, where a file does not say: FFmpeg takes all for BT.601, and writes them so.
-    high = (frame.width >= 1280 or frame.height > 576) and not drawn
-    unsaid = frame.colorspace == _UNSAID and not frame.format.is_rgb
-    matrix = {"src_colorspace": Colorspace.ITU709} if high and unsaid else {}
+    high = (frame.width >= 1280 or frame.height > 576) and not from_rgb
+    matrix = {"src_colorspace": Colorspace.ITU709} if high and not _tells_matrix(frame) else {}
     return frame.to_ndarray(format="rgb24", width=width, height=height, **matrix)
+
+
+def _tells_matrix(frame):
+    return frame.colorspace != _UNSAID or frame.format.is_rgb
+
+
+def tells_colours(path: str | os.PathLike) -> bool:
+    """Whether a video says how it codes colours, see `read_frames`; pictures need not."""
+    path = Path(path)
+    if path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES:
+        return True
+    _require_file(path, "video")
+    with _open(path) as container:
+        try:
+            return all(_tells_matrix(f) for f in itertools.islice(container.decode(video=0), 1))
+        except (av.FFmpegError, ValueError, IndexError):
+            return True  # reading it will say what is wrong
 
 
 def _note_hdr(path, frame):
@@ -352,12 +379,15 @@ def _turn(frame):
 
     The display matrix maps x to a x + c y and y to b x + d y, in 16.16 fixed point.
     """
-    for side_data in frame.side_data:
-        if side_data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = struct.unpack("=5i", bytes(side_data)[:20])
-            transpose = abs(b) > abs(a)
-            return (True, c < 0, b < 0) if transpose else (False, a < 0, d < 0)
-    return False, False, False
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV before 19 does not know all there is beside it, such as EXIF
+        return _TURNS.get(frame.rotation % 360, (False, False, False))
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    transpose = abs(b) > abs(a)
+    return (True, c < 0, b < 0) if transpose else (False, a < 0, d < 0)
 
 
 def _upright(picture, transpose, mirror_x, mirror_y):

@@ -13,6 +13,8 @@ STRAY = 0.03  # seconds by which the times of an even rate may leave it where a 
 HELD = 1.8  # times as long as usual
 LONGEST_STILL = 10.0  # seconds that one frame is shown, at most
 
+_RATE_IN_HEAD = "matroska,webm", "flv"  # formats that tell a rate whatever their frames' times are
+
 
 def frame_rate(container, stream) -> tuple[float, bool]:
     """Frames per second, and whether frames are spaced evenly; reads a file's packets if in doubt.
@@ -23,7 +25,8 @@ def frame_rate(container, stream) -> tuple[float, bool]:
     average, base = (rate and float(rate) for rate in (stream.average_rate, stream.base_rate))
     usable = bool(average) and 0.1 <= average <= 300  # 1000 says milliseconds, not frames
     gif = container.format.name == "gif"  # its rates are those of the first few frames
-    if not gif and usable and base and abs(average / base - 1) < 0.002:
+    agreeing = not gif and usable and bool(base) and abs(average / base - 1) < 0.002
+    if agreeing and container.format.name not in _RATE_IN_HEAD:
         return average, True
     times = _shown(container, stream)
     if gif and stream.duration:
@@ -31,7 +34,7 @@ def frame_rate(container, stream) -> tuple[float, bool]:
         if rate := _even_rate(np.append(times, end)):
             return rate, True
     if rate := _even_rate(times):
-        return rate, True
+        return average if agreeing and abs(rate / average - 1) < 0.02 else rate, True
     if len(times) < 2:
         return average if usable else FALLBACK_FPS, True
     intervals = np.diff(times)

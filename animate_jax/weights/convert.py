@@ -8,6 +8,7 @@ no more than a few tensors in memory.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +19,14 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
-from animate_jax.config import ModelConfig, MotionConfig, PoseGuiderConfig, UNetConfig, from_dict
+from animate_jax.config import (
+    ImageEncoderConfig,
+    ModelConfig,
+    MotionConfig,
+    PoseGuiderConfig,
+    UNetConfig,
+    from_dict,
+)
 from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
 from animate_jax.errors import UserError, UserNote
 from animate_jax.models.animate_anyone import COMPONENTS
@@ -78,7 +86,8 @@ def convert_moore(
     """Convert the released files of an Animate Anyone reproduction into the model directory `out`.
 
     source: a path or `hf:owner/name` with denoising_unet.pth, reference_unet.pth,
-    motion_module.pth, pose_guider.pth, image_encoder/, sd-vae-ft-mse/ and, if the sizes are not
+    motion_module.pth, pose_guider.pth (or denoising_unet-30000.pth and so on, as training writes
+    them: the last of each), image_encoder/, sd-vae-ft-mse/ and, if the sizes are not
     Stable Diffusion 1.5's, stable-diffusion-v1-5/unet/config.json. vae, image_encoder and base (a
     diffusers directory, or a UNet's config.json) may lie elsewhere. motion: False converts a model
     of single pictures. motion_heads and betas, which no weights show, are 8 and linear unless
@@ -124,6 +133,16 @@ def convert_moore(
         sizes.pose_guider_config(guider.tensors, guider.what),
         replace(noted.schedule, beta_schedule=betas or noted.schedule.beta_schedule),
     )
+    encoder, usual = config.image_encoder, ImageEncoderConfig
+    colours = encoder.image_mean, encoder.image_std
+    if noted is _RELEASED and colours != (usual.image_mean, usual.image_std):
+        warnings.warn(
+            f"{parts['image_encoder'].what}: its pictures are normalised by mean {colours[0]} and"
+            f" deviation {colours[1]}, as its preprocessor_config.json says; PyTorch's code takes"
+            " CLIPImageProcessor's own, whatever is there",
+            UserNote,
+            stacklevel=2,
+        )
     kept = {name: getattr(noted, name) for name in ("preprocessing", "resolution", "guidance")}
     _save(out, replace(config, **kept), parts, overwrite, progress, dtype)
 
@@ -255,8 +274,17 @@ def _check(out: Source, overwrite: bool, dtype: str | None) -> None:
 
 
 def _find(folder: Path, stem: str) -> Path | None:
+    """`stem`.pth or the like; else of stem-1000.pth, stem-2000.pth, ..., as the reproduction's
+    training writes them, the last."""
     files = (folder / f"{stem}{suffix}" for suffix in _SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
+    if found := next((file for file in files if file.is_file()), None):
+        return found
+    steps = {
+        int(number[1]): file
+        for file in (folder.iterdir() if folder.is_dir() else ())
+        if file.suffix in _SUFFIXES and (number := re.fullmatch(rf"{stem}-(\d+)", file.stem))
+    }
+    return steps[max(steps)] if steps else None
 
 
 def _open_stem(folder: Path, stem: str) -> Part:
@@ -264,6 +292,8 @@ def _open_stem(folder: Path, stem: str) -> Part:
     if file is None:
         advice = "; for a model of single pictures add --no-motion" * (stem == "motion_module")
         raise UserError(f"{folder}: {stem}.pth is missing; get the whole set of files{advice}")
+    if file.stem != stem:
+        warnings.warn(f"{file}: taken for {stem}{file.suffix}", UserNote, stacklevel=3)
     return Part(open_state_dict(file), str(file))
 
 

@@ -136,6 +136,7 @@ def _settings(config: ModelConfig) -> dict[str, object]:
         "timestep_spacing": schedule.timestep_spacing,
         "steps_offset": schedule.steps_offset,
         "set_alpha_to_one": schedule.final_alpha_one,
+        "the part of their noise that frames share": schedule.shared_noise,
         "num_attention_heads of motion modules": motion.heads,
         "num_transformer_block of motion modules": motion.transformer_blocks,
         "the number of attention_block_types": motion.attentions,
@@ -143,6 +144,11 @@ def _settings(config: ModelConfig) -> dict[str, object]:
         "motion_module_mid_block": motion.mid_block,
         "norm_num_groups of motion modules": motion.norm_groups,
         "the latents' factor": config.autoencoder.scaling_factor,
+        "image_mean of its CLIPImageProcessor": config.image_encoder.image_mean,
+        "image_std of its CLIPImageProcessor": config.image_encoder.image_std,
+        "resample of its CLIPImageProcessor": config.preprocessing.image_encoder,
+        "resample of its ref_image_processor": config.preprocessing.reference,
+        "resample of its cond_image_processor": config.preprocessing.pose,
     }
 
 

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UserError, require_access
 from animate_jax.weights.lazy_tensor import LazyTensor
 
 _GROUP_BYTES = 256 << 20
@@ -158,7 +158,8 @@ def cause_of(error: Exception) -> BaseException:
     return error.__cause__ if type(error) is Exception and error.__cause__ else error
 
 
-def _damaged(path: epath.Path, error: Exception) -> UserError:
+def _damaged(path: epath.Path, error: BaseException) -> UserError:
+    require_access(path, error)
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return UserError(f"{path}: cannot be read ({reason}); convert or copy the model again")
 

@@ -61,8 +61,12 @@ def _open_file(path: Path) -> dict[str, LazyTensor]:
 
 
 def _without_prefix(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Without what DistributedDataParallel and torch.compile put before every name."""
+    """Without what DistributedDataParallel, torch.compile and AveragedModel put before every name,
+    and without the number of averages that the last of them adds."""
     prefixes = "module.", "_orig_mod."  # one within the other, in any order
+    averaged = {name: t for name, t in tensors.items() if name != "n_averaged"}
+    if averaged and _common(averaged, prefixes):
+        tensors = averaged
     while tensors and (prefix := _common(tensors, prefixes)):
         tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
     return tensors

@@ -52,8 +52,16 @@ _PARAMETERS = (
 )
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _TYPED_TENSOR = "torch._utils._rebuild_tensor_v3"
+# What torch.load's safe mode takes besides; no weights, so nothing is made of them.
+_BESIDE = (
+    "torch.device",
+    "collections.Counter",
+    "_codecs.encode",  # bytes
+    "__builtin__.set",
+    "builtins.set",
+)
 _NAMES = frozenset(
-    [_ORDERED_DICT, _SIZE, *_PARAMETERS, *_TENSORS, _TYPED_TENSOR]
+    [*_BESIDE, _ORDERED_DICT, _SIZE, *_PARAMETERS, *_TENSORS, _TYPED_TENSOR]
     + [*STORAGE_DTYPES, *UNTYPED_STORAGES, *TENSOR_DTYPES]
 )
 
@@ -102,8 +110,8 @@ def read_torch_file(path: str | Path) -> dict[str, LazyTensor]:
     """The tensors of a `torch.save` file by name; values are read from the file when asked for.
 
     The state dict may be the file's value or stand under a usual key ("state_dict", "model", ...);
-    what is beside it is ignored, and so are numbers, strings, None and containers of such within
-    it. dtypes: floats including bfloat16 and float8, integers, bool,
+    what is beside it is ignored, and so are numbers, strings, None, devices and containers of such
+    within it. dtypes: floats including bfloat16 and float8, integers, bool,
     complex. Raises UserError for another format, for a file that is cut off or inconsistent, and
     for one that names any Python object beyond tensors and containers.
     """
@@ -212,6 +220,8 @@ def _call(name: str, arguments: tuple) -> Any:
         return (
             tuple(*arguments) if all(type(a) in (list, tuple) for a in arguments) else _wrong(name)
         )
+    if name in _BESIDE:
+        return None
     if name in _PARAMETERS:
         return arguments[0] if type(arguments[0]) is _Window else _wrong(name)
     if name in _TENSORS:

@@ -183,9 +183,21 @@ def test_offset_noise():
     assert abs(within).max() < 0.3  # frames share the offset: only sampling error is left
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_mixed_noise(share):
+    own, common = np.random.default_rng(0).standard_normal((2, 2, 100_000), np.float32)
+    noise = schedules.mixed_noise(NoiseSchedule(shared_noise=share), own, common[:1])
+    assert noise.dtype == np.float32
+    np.testing.assert_allclose(np.cov(noise), [[1, share], [share, 1]], atol=0.02)
+    assert share or noise is own
+
+
 def test_bad_schedules():
     with pytest.raises(UserError, match="epsilon"):
         NoiseSchedule(prediction="epsilon")
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match="shared_noise"):
+            NoiseSchedule(shared_noise=share)
     for options in (
         dict(steps=0),
         dict(steps=1001),

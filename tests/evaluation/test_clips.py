@@ -4,14 +4,18 @@ import dataclasses
 import json
 import shutil
 
+import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from synthetic_records import dot_places, dotted_record
 
 from animate_jax.errors import UserError
 from animate_jax.evaluation.clips import Entry, centre_crop, clip_frames, clip_masks, open_clips
+from animate_jax.evaluation.folders import read_pair
 from animate_jax.evaluation.pairs import Pair, cross_pairs, own_pairs, read_pairs, video_pairs
 from animate_jax.pose import skeleton as sk
+from animate_jax.video.writing import write_video
 from data_prep.puppets.generate import PuppetSet, generate
 from data_prep.records import write_records
 
@@ -171,3 +175,28 @@ def test_pairs_files(tmp_path):
     assert len(read_pairs(path, clips)) == 1
     with pytest.raises(UserError, match="no list of pairs"):
         read()
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_results_without_a_word_on_their_colours_are_ffmpegs(tmp_path, tagged):
+    """As PyTorch's tools write them, from what they have read of the truth in the same way."""
+    colour = np.full((784, 512, 3), (200, 60, 40), np.uint8)
+
+    def write_untagged(path):
+        frame = av.VideoFrame.from_ndarray(colour, "rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"crf": "5"})
+            stream.height, stream.width, stream.pix_fmt = 784, 512, "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(), "yuv420p")))
+            container.mux(stream.encode())
+
+    write_untagged(tmp_path / "truth.mp4")
+    if tagged:
+        write_video(tmp_path / "result.mp4", colour[None], 25)
+    else:
+        write_untagged(tmp_path / "result.mp4")
+    result, truth = read_pair(tmp_path / "result.mp4", tmp_path / "truth.mp4")
+    assert np.abs(result.astype(int) - (200, 60, 40)).mean() < 3
+    as_ffmpeg_wrote_it = np.abs(truth.astype(int) - (200, 60, 40)).mean() < 3
+    assert as_ffmpeg_wrote_it == (not tagged)  # else as a camera would have

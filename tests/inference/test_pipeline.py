@@ -130,6 +130,47 @@ def test_scan_equals_steps_from_the_host(prepared, sampler, eta):
     assert relative_l2(scanned, stepped) <= 1e-5
 
 
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_noise_that_frames_share(share):
+    schedule = dataclasses.replace(tiny().schedule, shared_noise=share)
+    key, shape = jax.random.key(1), (40, 40, 4)
+    noise = sampling.video_noise(schedule, key, 5, shape)
+    assert (noise[:3] == sampling.video_noise(schedule, key, 3, shape)).all()
+    assert (noise == np.asarray(sampling.clip_noise(schedule, key, 5, shape))).all()
+    expected = np.eye(5) + share * (1 - np.eye(5))
+    np.testing.assert_allclose(np.cov(noise.reshape(5, -1)), expected, atol=0.06)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.8])
+def test_shared_noise_is_sampled_with(prepared, pipeline, reference, eta):
+    """By the scan and by the host's steps, from the beginning and in what the sampler adds."""
+    model, params, _, bound, pose = prepared
+    schedule = dataclasses.replace(model.config.schedule, shared_noise=0.6)
+    shared = AnimateAnyonePipeline(
+        dataclasses.replace(model.config, schedule=schedule), pipeline.params
+    )
+    model = shared.model
+    motion = inputs(6)[0]
+    options = dict(width=WIDTH, height=HEIGHT, steps=3, guidance=GUIDANCE, seed=5, eta=eta)
+    whole = shared(reference, motion, **options, progress=False)
+    key = jax.random.key(5)
+    video = sampling.Video(
+        sampling.video_noise(schedule, key, 6, (8, 10, 4)),
+        bound,
+        pose,
+        sampling_steps(schedule, 3, "ddim", eta),
+        np.float32(GUIDANCE),
+        key,
+        (np.arange(6)[None], np.ones((1, 6), np.float32)),
+        stochastic=eta > 0,
+    )
+    stepped = sampling.sample_in_windows(model, params, video, progress=False)
+    decoded = np.asarray(model.decode_latents(pipeline.params, stepped))
+    np.testing.assert_allclose(whole, decoded, atol=1e-4)
+    apart = pipeline(reference, motion, **options, progress=False)
+    assert np.abs(whole - apart).max() > 1e-2
+
+
 def flops(function, *arguments, **options):
     return jax.jit(function, **options).lower(*arguments).compile().cost_analysis()["flops"]
 

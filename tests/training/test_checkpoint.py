@@ -1,5 +1,6 @@
 """Checkpoints of a small state, without a training."""
 
+import errno
 import shutil
 import sys
 import types
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from animate_jax.errors import UserError
+from animate_jax.errors import UnavailableError, UserError
 from animate_jax.training.checkpoint import open_checkpoints, restore, save
 
 STATE = {"kernel": jnp.arange(6000.0)}
@@ -31,6 +32,27 @@ def written(tmp_path_factory):
 def read(workdir, shapes=SHAPES):
     with open_checkpoints(epath.Path(workdir)) as manager:
         return restore(manager, shapes)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(),
+        TimeoutError("timed out"),
+        OSError(errno.EMFILE, "Too many open files"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        ValueError("UNAVAILABLE: Error executing an HTTP request: Could not resolve host"),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_damaged(written, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    with open_checkpoints(epath.Path(written)) as manager:
+        monkeypatch.setattr(manager, "restore", fail)
+        with pytest.raises(UnavailableError, match="checkpoints/3: cannot be read now") as told:
+            restore(manager, SHAPES)
+    assert told.value.code == 1 and "remove" not in str(told.value)
 
 
 @pytest.mark.parametrize("lost", ["state", "state/d", "data", "data/metadata", "cut", "cut arrays"])

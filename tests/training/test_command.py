@@ -57,6 +57,17 @@ def test_earlier_stages_take_the_same_data(trained, tmp_path):
         assert stage.validation.path == "v"
 
 
+@pytest.mark.parametrize("told, found", [("split=train", ("train", 500)), ("every=0", (None, 0))])
+def test_earlier_stages_are_validated_likewise(trained, tmp_path, told, found):
+    config = ["--config", "configs/tiny_stage1.py", "--config.data.path=here"]
+    config.append(f"--config.validation.{told}")
+    assert main(["train", "--workdir", str(tmp_path / "w"), *config]) == 0
+    assert list(trained) == ["tiny_autoencoder", "w"]
+    for stage in trained.values():
+        assert stage.validation.split == (found[0] or "validation")
+        assert stage.validation.every == found[1]
+
+
 @pytest.mark.parametrize("option", ["--workdir", "--compiled"])
 def test_a_file_where_a_directory_goes(tmp_path, capsys, option):
     (tmp_path / "file").touch()

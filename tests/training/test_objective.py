@@ -1,4 +1,6 @@
-"""The autoencoder's loss term by term, and the quiet latents that its training begins with."""
+"""The autoencoder's loss term by term, quiet latents, and what is random about the denoiser's."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +102,22 @@ def test_shifted_timesteps_have_the_quantiles_of_the_formula(model, shift):
     share = np.linspace(0.1, 0.9, 9)
     expected = 1000 * shift * share / (1 + (shift - 1) * share)
     np.testing.assert_allclose(np.quantile(timesteps, share), expected, atol=12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_noise_that_frames_share_is_trained_with(model, share):
+    schedule = dataclasses.replace(model.config.schedule, shared_noise=share)
+    shared = dataclasses.replace(model, config=dataclasses.replace(model.config, schedule=schedule))
+    options, keys = DenoisingLoss(noise_offset=0.5), jax.random.split(jax.random.key(0), 500)
+    drawn = draw_randomness(shared, keys, (3, 8, 8, 4), options)
+    apart = draw_randomness(model, keys, (3, 8, 8, 4), options)
+    assert (drawn.timesteps == apart.timesteps).all()
+    assert share or (drawn.noise == apart.noise).all()
+    means = drawn.noise.mean((2, 3))  # (500, 3, 4), of what samples and channels are offset by
+    np.testing.assert_allclose(means.var((0, 2)), 0.25 + 1 / 64, atol=0.03)
+    frames = np.moveaxis(drawn.noise - means[:, :, None, None], 1, 0).reshape(3, -1)
+    expected = np.eye(3) + share * (1 - np.eye(3))
+    np.testing.assert_allclose(np.cov(frames) * 64 / 63, expected, atol=0.02)
 
 
 def test_references_are_encoded_as_their_mean_and_frames_sampled(model):

@@ -11,7 +11,7 @@ from PIL import Image
 from small_model import small_model
 
 from animate_jax import AnimateAnyonePipeline
-from animate_jax.config import to_dict
+from animate_jax.config import MotionConfig, to_dict
 from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
 from animate_jax.errors import UserError, UserNote
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
@@ -82,6 +82,29 @@ def test_released_weights_go_on_with_the_noise_that_they_were_trained_with(tmp_p
         assert schedule() == NoiseSchedule()
     assert schedule("schedule={'beta_schedule': 'linear'}") == moore_sampling()
     assert schedule(path="configs/autoencoder.py") == moore_sampling()
+
+
+def test_an_autoencoder_is_trained_on_within_a_whole_model(tmp_path):
+    """Motion modules are none of its business, and stay."""
+    model = AnimateAnyone(small_model())
+    save_model(tmp_path / "m", model.config, ((c, model.init(0, (c,))[c]) for c in COMPONENTS))
+    overrides = [f"init_from={tmp_path / 'm'}", "data.path=records", "mesh.fsdp=1"]
+    stage = make_stage(load_config("configs/autoencoder.py", overrides), make_mesh({"data": -1}))
+    assert stage.model.config.denoising_unet.motion == small_model().denoising_unet.motion
+    single = make_stage(load_config("configs/stage1.py", overrides), make_mesh({"data": -1}))
+    assert single.model.config.denoising_unet.motion is None
+
+
+def test_motion_modules_that_nothing_is_known_of_are_told(first_stage, tmp_path):
+    def motion(*overrides):
+        overrides = [f"init_from={first_stage}", "data.path=records", "mesh.fsdp=1", *overrides]
+        config = load_config("configs/stage2.py", overrides)
+        return make_stage(config, make_mesh({"data": -1})).model.config.denoising_unet.motion
+
+    with pytest.warns(UserNote, match="drawn at random.*--config.motion_from"):
+        assert motion() == MotionConfig()
+    with pytest.raises(UserError, match="data.frames is 33, but the motion modules know 32"):
+        motion("data.frames=33")
 
 
 def test_stage_2_moves_motion_modules_only(first_stage, records, tmp_path):

@@ -210,6 +210,15 @@ def test_directory_without_pictures_is_refused(tmp_path):
         list(read_frames(tmp_path))
 
 
+def test_drawn_skeletons_lie_on_black_where_they_are_transparent(tmp_path):
+    picture = np.zeros((32, 48, 4), np.uint8)
+    picture[10:20, 10:20] = 255, 85, 0, 255
+    Image.fromarray(picture).save(tmp_path / "000.png")
+    for drawn, below in ((True, 0), (False, 255)):
+        (frame,) = read_frames(tmp_path, drawn=drawn)
+        assert (frame[0, 0] == below).all() and (frame[15, 15] == (255, 85, 0)).all()
+
+
 def test_transparent_gif_is_laid_over_white(tmp_path):
     picture = Image.new("P", (8, 8), 0)
     picture.putpalette([0, 0, 0, 200, 0, 0])
@@ -342,8 +351,60 @@ def test_damage_is_told_from_trouble_of_the_disk(tmp_path, monkeypatch):
 def test_animated_pictures_are_to_be_converted(tmp_path):
     first, *rest = (Image.fromarray(frame) for frame in counting_clip(3))
     first.save(tmp_path / "a.webp", save_all=True, append_images=rest)
+    if int(av.__version__.split(".")[0]) >= 19:  # it reads them
+        assert grey_levels(read_frames(tmp_path / "a.webp")) == [0, 1, 2]
+        return
     with pytest.raises(UnreadableError, match="a.webp: an animated picture.*convert it to .mp4"):
         next(read_frames(tmp_path / "a.webp"))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.mjpg"])  # a picture, and as FFmpeg reads it
+def test_photos_are_videos_of_one_frame(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = Image.fromarray(QUADRANTS)
+    photo.save(tmp_path / name, format="jpeg", exif=exif, quality=95, subsampling=0)
+    (frame,) = read_frames(tmp_path / name)
+    expected = read_image(tmp_path / name)
+    assert frame.shape == expected.shape
+    assert np.abs(frame.astype(int) - expected).mean() < 3
+    info = probe_video(tmp_path / name)
+    assert (info.height, info.width) == frame.shape[:2]
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.flv"])
+def test_a_rate_in_the_head_does_not_hide_uneven_frames(tmp_path, name):
+    """25 a second, it says, but one frame stays for 0.4 s."""
+    times = [*range(0, 200, 40), *range(560, 760, 40)]
+    codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture, time in zip(counting_clip(), times, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(tmp_path / name)) as container:
+        assert container.streams.video[0].average_rate == 25
+    with pytest.warns(UserNote, match="not evenly spaced"):
+        shown = grey_levels(read_frames(tmp_path / name))
+    assert shown == [0, 1, 2, 3, *[4] * 10, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.flv"])
+def test_an_exact_rate_in_the_head_stays_exact(tmp_path, name):
+    with av.open(str(tmp_path / name), "w") as container:
+        codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
+        stream = container.add_stream(codec, rate=Fraction(24000, 1001))
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for picture in counting_clip():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+    assert probe_video(tmp_path / name).fps == pytest.approx(24000 / 1001, abs=1e-3)
+    assert grey_levels(read_frames(tmp_path / name)) == [*range(10)]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])

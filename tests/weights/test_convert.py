@@ -98,6 +98,25 @@ def test_motion_modules_may_lie_in_both_files(moore_layout, tmp_path):
     assert not (tmp_path / "incomplete").exists()
 
 
+def test_files_as_training_names_them(moore_layout, tmp_path):
+    """Of several steps the last; `pose_guider.pth` itself comes before all."""
+    stems = "denoising_unet", "reference_unet", "motion_module"
+    folder = moore_layout.linked(tmp_path / "run", without=tuple(f"{stem}.pth" for stem in stems))
+    for stem in stems:
+        (folder / f"{stem}-9000.pth").write_bytes(b"an earlier step")
+        (folder / f"{stem}-30000.pth").symlink_to(moore_layout.folder / f"{stem}.pth")
+    (folder / "pose_guider-30000.pth").write_bytes(b"not asked for")
+    with pytest.warns(UserNote) as notes:
+        moore(folder, tmp_path / "m")
+    told = [str(note.message) for note in notes if "taken for" in str(note.message)]
+    assert told == [
+        f"{folder / stem}-30000.pth: taken for {stem}.pth"
+        for stem in ("denoising_unet", "motion_module", "reference_unet")
+    ]
+    _, params = load_model(tmp_path / "m", components=["reference_unet"])
+    assert_holds(params["reference_unet"], moore_layout.state_dicts["reference_unet"])
+
+
 def test_motion_modules_inside_the_unet_file_need_no_other(moore_layout, tmp_path):
     folder = moore_layout.linked(tmp_path / "inside", without=("motion_module.pth",))
     with pytest.raises(UserError, match="motion_module.pth is missing"):
@@ -280,7 +299,8 @@ def test_an_image_encoder_may_be_a_whole_clip(moore_layout, tmp_path):
     resave(folder, "image_encoder", lambda state: state.update(text))
     colours = {"image_mean": [0.5, 0.25, 0.125], "image_std": [1, 2, 3]}
     (folder / "image_encoder" / "preprocessor_config.json").write_text(json.dumps(colours))
-    moore(folder, tmp_path / "m")
+    with pytest.warns(UserNote, match=r"normalised by mean \(0.5, 0.25, 0.125\)"):
+        moore(folder, tmp_path / "m")
     config, params = load_model(tmp_path / "m", components=["image_encoder"])
     assert config.image_encoder.image_mean == (0.5, 0.25, 0.125)
     assert config.image_encoder.image_std == (1.0, 2.0, 3.0)

@@ -12,7 +12,7 @@ import transformers
 from moore_layout import FILES, read_moore_file, write_moore_layout
 from small_model import small_model
 
-from animate_jax.config import PoseGuiderConfig, tiny
+from animate_jax.config import PoseGuiderConfig, Preprocessing, tiny
 from animate_jax.diffusion.schedule import NoiseSchedule
 from animate_jax.errors import UserError, UserNote
 from animate_jax.models.animate_anyone import AnimateAnyone
@@ -106,20 +106,31 @@ def test_what_pytorch_has_to_be_told(tmp_path):
         prediction="sample",
         zero_terminal_snr=False,
         timestep_spacing="leading",
+        shared_noise=0.5,
     )
-    config = dataclasses.replace(small_model(), schedule=schedule)
+    encoder = dataclasses.replace(small_model().image_encoder, image_std=(0.5, 0.5, 0.5))
+    config = dataclasses.replace(
+        small_model(),
+        schedule=schedule,
+        image_encoder=encoder,
+        preprocessing=Preprocessing(pose="bilinear"),
+    )
     save_model(tmp_path / "m", config, AnimateAnyone(config).init(0).items())
     with pytest.warns(UserNote) as notes:
         export_moore(tmp_path / "m", tmp_path / "out", progress=False)
-    told = [str(note.message).split(": ")[1].split(" (")[0] for note in notes]
+    told = [str(note.message).split(": ")[1].split(" (its ")[0] for note in notes]
     assert told == [
         "beta_schedule is squaredcos_cap_v2, not linear",
         "prediction_type is sample, not v_prediction",
         "rescale_betas_zero_snr is False, not True",
         "timestep_spacing is leading, not trailing",
+        "the part of their noise that frames share is 0.5, not 0.0",
         "num_attention_heads of motion modules is 2, not 8",
         "temporal_position_encoding_max_len is 8, not 32",
         "norm_num_groups of motion modules is 4, not 32",
+        "image_std of its CLIPImageProcessor is (0.5, 0.5, 0.5), not"
+        " (0.26862954, 0.26130258, 0.27577711)",
+        "resample of its cond_image_processor is bilinear, not lanczos",
     ]
 
 

@@ -1,5 +1,6 @@
 """PyTorch's files: read as PyTorch reads them, and written so that PyTorch reads them."""
 
+import collections
 import subprocess
 import sys
 import zipfile
@@ -143,11 +144,14 @@ def test_archives_saved_without_checksums_read(tmp_path):
         lambda state: {"epoch": 1, "model": {"state_dict": state}},
         lambda state: {"params": state},
         lambda state: {**state, "epoch": 3, "lr": 0.1, "note": "text", "nothing": None},
+        lambda state: {"state_dict": state, "device": torch.device("cpu"), "seen": {1, 2}},
+        lambda state: {**state, "bytes": b"abc", "counts": collections.Counter("abca")},
     ],
 )
 def test_the_state_dict_is_found(tmp_path, wrap):
     state = {"conv.weight": some("float32", 2, 3), "conv.bias": some("float32", 2)}
     torch.save(wrap(state), tmp_path / "w.ckpt")
+    torch.load(tmp_path / "w.ckpt", weights_only=True)
     assert_equal(read_torch_file(tmp_path / "w.ckpt"), state)
 
 

@@ -60,7 +60,7 @@ def described(value, protocol=2) -> bytes:
         ({"a": 1}, "holds no named tensors"),
         ([torch.ones(2)], "holds no named tensors"),
         (torch.ones(2), "holds no named tensors"),
-        ({"a": torch.ones(2), "s": {1, 2}}, "set"),
+        ({"a": torch.ones(2), "s": frozenset({1, 2})}, "frozenset"),
         ({"a": torch.ones(2).to_sparse()}, "torch._utils._rebuild_sparse_tensor"),
         ({"a": np.ones(2)}, r"numpy\S*multiarray\._reconstruct"),
         ({"a": torch.nn.Linear(2, 2)}, r"torch\.nn\.modules\.linear\.Linear"),
