@@ -19,7 +19,8 @@ from animate_jax.parallel.mesh import make_mesh
 from animate_jax.training.checkpoint import open_checkpoints
 from animate_jax.training.config import load_config
 from animate_jax.training.metrics import read_metrics
-from animate_jax.training.stages import make_stage, source_parameters
+from animate_jax.training.parameters import without_motion
+from animate_jax.training.stages import _model_config, make_stage, source_parameters
 from animate_jax.training.train import train
 from animate_jax.video.reading import read_frames
 from animate_jax.weights.model_directory import load_model, save_model
@@ -95,11 +96,13 @@ def test_an_autoencoder_is_trained_on_within_a_whole_model(tmp_path):
     assert single.model.config.denoising_unet.motion is None
 
 
-def test_motion_modules_that_nothing_is_known_of_are_told(first_stage, tmp_path):
+def test_motion_modules_that_nothing_is_known_of_are_told(tmp_path):
+    single, model = tmp_path / "single", AnimateAnyone(without_motion(small_model()))
+    save_model(single, model.config, ((c, model.init(0, (c,))[c]) for c in COMPONENTS))
+
     def motion(*overrides):
-        overrides = [f"init_from={first_stage}", "data.path=records", "mesh.fsdp=1", *overrides]
-        config = load_config("configs/stage2.py", overrides)
-        return make_stage(config, make_mesh({"data": -1})).model.config.denoising_unet.motion
+        overrides = [f"init_from={single}", "data.path=records", *overrides]
+        return _model_config(load_config("configs/stage2.py", overrides)).denoising_unet.motion
 
     with pytest.warns(UserNote, match="drawn at random.*--config.motion_from"):
         assert motion() == MotionConfig()
