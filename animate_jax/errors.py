@@ -1,6 +1,7 @@
 """What speaks to users: bad input ends a command, a note does not."""
 
 import errno
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -11,9 +12,12 @@ OF_THE_MACHINE = {
     for name in "EMFILE ENFILE EIO ENOMEM ENOSPC ESTALE ETIMEDOUT ENOTCONN EINTR EAGAIN".split()
     if hasattr(errno, name)
 }
-_OF_RIGHTS = {errno.EACCES, errno.EPERM}
-_OF_STORAGE = re.compile(
-    "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED"
+_NO_ACCESS = OF_THE_MACHINE | {errno.EACCES, errno.EPERM}
+# The same in words of libraries that give no number, and what storage says over the network.
+_OF_STORAGE = "UNAVAILABLE DEADLINE_EXCEEDED PERMISSION_DENIED UNAUTHENTICATED RESOURCE_EXHAUSTED"
+_SAID = re.compile(
+    "|".join(re.escape(os.strerror(number)) for number in sorted(_NO_ACCESS))
+    + f"|({'|'.join(_OF_STORAGE.split())}|ABORTED):"
 )
 
 
@@ -42,9 +46,9 @@ def require_access(path, error: BaseException) -> None:
     and so says nothing about what lies at `path`."""
     number = getattr(error, "errno", None)
     if (
-        number in OF_THE_MACHINE | _OF_RIGHTS
+        number in _NO_ACCESS
         or isinstance(error, ConnectionError | TimeoutError)
-        or _OF_STORAGE.search(str(error))
+        or _SAID.search(str(error))
     ):
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UnavailableError(

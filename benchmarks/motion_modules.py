@@ -2,9 +2,9 @@
 
     python benchmarks/motion_modules.py DIR [--model MODEL]
 
-compares the model (the bundled one) on the pairs of held_out.py, whose DIR this may be, with itself
-without motion modules, every frame sampled for itself: from noise in common as the model's, and
-from noise of its own, as after stage 1. Writes DIR/motion_modules.md.
+compares the model (the bundled one) on the pairs of held_out.py, whose DIR for this model it may
+be, with itself without motion modules, every frame sampled for itself: from noise in common as the
+model's, and from noise of its own, as after stage 1. Writes DIR/motion_modules.md.
 """
 
 import argparse

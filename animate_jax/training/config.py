@@ -149,15 +149,28 @@ def set_value(config: ConfigDict, override: str) -> None:
         known = sorted(section) if isinstance(section, ConfigDict) else sorted(config)
         raise UserError(f"{PREFIX}{key}: there is no such key; there are {known}")
     now = section[names[-1]]
-    if isinstance(now, ConfigDict):
+    if not isinstance(now, ConfigDict):
+        value = _parsed(text, now, key)
+    elif not _may_be_none(names):
         raise UserError(f"{PREFIX}{key} is a section; set one of {sorted(now)} in it")
-    value = _parsed(text, now, key)
+    elif not isinstance(value := _parsed(text, None, key), dict | None):
+        raise UserError(f"{PREFIX}{key}={text}: give a dictionary, or None")
     try:
         with section.unlocked():
             section[names[-1]] = value
     except TypeError as error:
         kind = type(now).__name__
         raise UserError(f"{PREFIX}{key} is {text!r}; it should be of type {kind}") from error
+
+
+def _may_be_none(names):
+    """Whether configs may do without a section, and so have another in its place."""
+    from configs import base
+
+    section = base.get_config()
+    for name in names:
+        section = section.get(name) if isinstance(section, ConfigDict) else None
+    return section is None
 
 
 def _parsed(text, now, key):

@@ -241,11 +241,18 @@ def _motion(config, model, given) -> MotionConfig:
             raise UserError(f"{config.motion_from}: this model has no motion modules to take")
         return motion
     asked_for = given.denoising_unet.motion if given else None
-    if (known := model.denoising_unet.motion or asked_for) is None:
-        note = "the motion modules are drawn at random, for the model to start from has none;"
+    return model.denoising_unet.motion or asked_for or MotionConfig()
+
+
+def note_new_motion(stage: Stage) -> None:
+    """Says where motion modules, of which the config says nothing, are drawn at random."""
+    config = stage.config
+    if not config.motion or not config.init_from or config.motion_from or config.model is not None:
+        return
+    if read_config(config.init_from).denoising_unet.motion is None:
+        note = f"the motion modules are drawn at random, for {config.init_from} has none;"
         note += " --config.motion_from=MODEL takes another's, as AnimateDiff's (convert --motion)"
         warnings.warn(note, UserNote, stacklevel=2)
-    return known or MotionConfig()
 
 
 def _sized(values) -> ModelConfig:

@@ -38,6 +38,7 @@ from animate_jax.training.stages import (
     input_config,
     load_parameters,
     make_stage,
+    note_new_motion,
     source_parameters,
 )
 from animate_jax.training.step import TrainState
@@ -98,6 +99,7 @@ def _run(stage: Stage, workdir: epath.Path, terminated, show: bool):
             _check_seed(before["seed"], config, frozen)
             changed = changed_keys(before, plain_config)
         else:
+            note_new_motion(stage)
             state = stage.new_state(learned)  # which takes the arrays over
         writer = MetricsWriter(workdir, first)
         train_step, under_way = None, collections.deque()

@@ -1,8 +1,8 @@
 """Pictures and videos into RGB arrays: Pillow decodes pictures, PyAV (FFmpeg) decodes videos.
 
 What is returned is what a viewer would show: EXIF and display-matrix rotations are applied,
-transparency is laid over white, non-square pixels are stretched to square ones, and ICC profiles of
-pictures are converted to sRGB.
+transparency is laid over white (over black in drawn skeletons), non-square pixels are stretched to
+square ones, and ICC profiles of pictures are converted to sRGB.
 """
 
 import errno

@@ -1,6 +1,7 @@
 """When a video's frames are shown: phones and screen recorders do not space them evenly."""
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 
 import av
@@ -13,6 +14,8 @@ STRAY = 0.03  # seconds by which the times of an even rate may leave it where a 
 HELD = 1.8  # times as long as usual
 LONGEST_STILL = 10.0  # seconds that one frame is shown, at most
 
+LOOKED_AT = 2000  # frames, where nothing but the times could speak against a rate
+_VP8_SHOWN = 0x10  # of a frame's first byte; others are there for frames to refer to
 _RATE_IN_HEAD = "matroska,webm", "flv"  # formats that tell a rate whatever their frames' times are
 
 
@@ -28,7 +31,7 @@ def frame_rate(container, stream) -> tuple[float, bool]:
     agreeing = not gif and usable and bool(base) and abs(average / base - 1) < 0.002
     if agreeing and container.format.name not in _RATE_IN_HEAD:
         return average, True
-    times = _shown(container, stream)
+    times = _shown(container, stream, LOOKED_AT if agreeing else None)
     if gif and stream.duration:
         end = float(stream.duration * stream.time_base)
         if rate := _even_rate(np.append(times, end)):
@@ -58,13 +61,16 @@ def _plausible(rate):
     return round(float(np.clip(rate, 1 / LONGEST_STILL, MOST_PLAUSIBLE)), 3)
 
 
-def _shown(container, stream):
-    """Seconds at which frames are shown, each once, in order."""
-    times = set()
+def _shown(container, stream, most=None):
+    """Seconds at which frames are shown, each once, in order; of the first `most` of a file."""
+    times, vp8 = set(), stream.codec_context is not None and stream.codec_context.name == "vp8"
     with contextlib.suppress(av.FFmpegError, ValueError):  # where it breaks off, decoding says so
-        for packet in container.demux(stream):
-            if packet.size and packet.pts is not None:
-                times.add(float(packet.pts * stream.time_base))
+        for packet in itertools.islice(container.demux(stream), most):
+            if not packet.size or packet.pts is None:
+                continue
+            if vp8 and not bytes(packet)[0] & _VP8_SHOWN:
+                continue
+            times.add(float(packet.pts * stream.time_base))
     return np.array(sorted(times))
 
 

@@ -86,11 +86,11 @@ def convert_moore(
     """Convert the released files of an Animate Anyone reproduction into the model directory `out`.
 
     source: a path or `hf:owner/name` with denoising_unet.pth, reference_unet.pth,
-    motion_module.pth, pose_guider.pth (or denoising_unet-30000.pth and so on, as training writes
-    them: the last of each), image_encoder/, sd-vae-ft-mse/ and, if the sizes are not
-    Stable Diffusion 1.5's, stable-diffusion-v1-5/unet/config.json. vae, image_encoder and base (a
-    diffusers directory, or a UNet's config.json) may lie elsewhere. motion: False converts a model
-    of single pictures. motion_heads and betas, which no weights show, are 8 and linear unless
+    motion_module.pth, pose_guider.pth (in a local folder also denoising_unet-30000.pth and so on,
+    as training writes them: the last of each), image_encoder/, sd-vae-ft-mse/ and, if the sizes are
+    not Stable Diffusion 1.5's, stable-diffusion-v1-5/unet/config.json. vae, image_encoder and base
+    (a diffusers directory, or a UNet's config.json) may lie elsewhere. motion: False converts a
+    model of single pictures. motion_heads and betas, which no weights show, are 8 and linear unless
     given, as the released files are sampled, or what `export_moore` noted down. dtype: float32,
     float16 or bfloat16; None keeps what each file has.
     Raises UserError, and leaves nothing at `out`, for files that are missing, damaged or of

@@ -64,12 +64,12 @@ def _without_prefix(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Without what DistributedDataParallel, torch.compile and AveragedModel put before every name,
     and without the number of averages that the last of them adds."""
     prefixes = "module.", "_orig_mod."  # one within the other, in any order
-    averaged = {name: t for name, t in tensors.items() if name != "n_averaged"}
-    if averaged and _common(averaged, prefixes):
-        tensors = averaged
-    while tensors and (prefix := _common(tensors, prefixes)):
-        tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
-    return tensors
+    while True:
+        named = {name: t for name, t in tensors.items() if name != "n_averaged"}
+        prefix = _common(named, prefixes) if named else None
+        if prefix is None:
+            return tensors
+        tensors = {name.removeprefix(prefix): t for name, t in named.items()}
 
 
 def _common(names, prefixes):

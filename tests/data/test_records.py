@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from animate_jax.data.records import _copy_of, open_records
-from animate_jax.errors import UserError
+from animate_jax.errors import UnavailableError, UserError
 from data_prep.shards import Record, write_shards
 
 
@@ -153,6 +153,17 @@ def test_damage_is_named(tmp_path):
     (version / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="dataset_info.json: cannot be read"):
         open_records(version, "train")
+
+
+def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
+    source = open_records(write(tmp_path), "train")
+
+    def fail(*_):  # as array_record does
+        raise RuntimeError("open() failed: Too many open files; opening x.ar")
+
+    monkeypatch.setattr("animate_jax.data.records._open", fail)
+    with pytest.raises(UnavailableError, match="-00000-of-.*cannot be read now .*Too many open"):
+        source[0]
 
 
 def test_opening_imports_no_dataset_library(records):

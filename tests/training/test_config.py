@@ -34,6 +34,18 @@ def test_overrides_keep_types():
     assert config.data.batch_size == 64  # as the file says
 
 
+def test_what_some_configs_do_without_is_replaced_whole():
+    config = load_config("configs/tiny_stage2.py")
+    assert config.schedule.shared_noise == 1.0
+    config = load_config("configs/tiny_stage2.py", ["schedule={'beta_schedule': 'cosine'}"])
+    assert config.schedule.to_dict() == {"beta_schedule": "cosine"}
+    assert load_config("configs/tiny_stage2.py", ["schedule=None"]).schedule is None
+    config = load_config("configs/tiny_stage2.py", ["schedule.shared_noise=0.5"])
+    assert config.schedule.shared_noise == 0.5 and config.schedule.prediction == "v"
+    with pytest.raises(UserError, match="give a dictionary, or None"):
+        load_config("configs/tiny_stage2.py", ["schedule=3"])
+
+
 @pytest.mark.parametrize(
     "override, message",
     [

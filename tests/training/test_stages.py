@@ -1,6 +1,8 @@
 """Both stages for real, one after the other: what moves, what rests, and what is written."""
 
 import dataclasses
+import types
+import warnings
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 from small_model import small_model
 
 from animate_jax import AnimateAnyonePipeline
-from animate_jax.config import MotionConfig, to_dict
+from animate_jax.config import to_dict
 from animate_jax.diffusion.schedule import NoiseSchedule, moore_sampling
 from animate_jax.errors import UserError, UserNote
 from animate_jax.models.animate_anyone import COMPONENTS, AnimateAnyone
@@ -20,7 +22,7 @@ from animate_jax.training.checkpoint import open_checkpoints
 from animate_jax.training.config import load_config
 from animate_jax.training.metrics import read_metrics
 from animate_jax.training.parameters import without_motion
-from animate_jax.training.stages import _model_config, make_stage, source_parameters
+from animate_jax.training.stages import make_stage, note_new_motion, source_parameters
 from animate_jax.training.train import train
 from animate_jax.video.reading import read_frames
 from animate_jax.weights.model_directory import load_model, save_model
@@ -98,16 +100,23 @@ def test_an_autoencoder_is_trained_on_within_a_whole_model(tmp_path):
 
 def test_motion_modules_that_nothing_is_known_of_are_told(tmp_path):
     single, model = tmp_path / "single", AnimateAnyone(without_motion(small_model()))
-    save_model(single, model.config, ((c, model.init(0, (c,))[c]) for c in COMPONENTS))
-
-    def motion(*overrides):
-        overrides = [f"init_from={single}", "data.path=records", *overrides]
-        return _model_config(load_config("configs/stage2.py", overrides)).denoising_unet.motion
-
+    save_model(single, model.config, model.init(0).items())
+    overrides = [f"init_from={single}", "data.path=records"]
+    stage = types.SimpleNamespace(config=load_config("configs/stage2.py", overrides))
     with pytest.warns(UserNote, match="drawn at random.*--config.motion_from"):
-        assert motion() == MotionConfig()
-    with pytest.raises(UserError, match="data.frames is 33, but the motion modules know 32"):
-        motion("data.frames=33")
+        note_new_motion(stage)
+    stage.config.motion_from = "models/sd15"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        note_new_motion(stage)
+
+
+def test_more_frames_than_motion_modules_know_are_refused(tmp_path):
+    save_model(tmp_path / "m", small_model(), AnimateAnyone(small_model()).init(0).items())
+    overrides = [f"init_from={tmp_path / 'm'}", "data.path=records", "mesh.fsdp=1"]
+    config = load_config("configs/stage2.py", overrides)
+    with pytest.raises(UserError, match="data.frames is 24, but the motion modules know 8"):
+        make_stage(config, make_mesh({"data": -1}))
 
 
 def test_stage_2_moves_motion_modules_only(first_stage, records, tmp_path):

@@ -394,6 +394,34 @@ def test_a_rate_in_the_head_does_not_hide_uneven_frames(tmp_path, name):
     assert shown == [0, 1, 2, 3, *[4] * 10, 5, 6, 7, 8, 9]
 
 
+def test_hidden_frames_of_vp8_are_not_counted(tmp_path):
+    """Two-pass encoders add frames that others refer to and nobody sees, a moment later."""
+    with av.open(str(tmp_path / "a.webm"), "w") as container:
+        stream = container.add_stream("libvpx", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        pictures = np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3), np.uint8)
+        packets = []
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = round(1000 * number / 30), Fraction(1, 1000)
+            packets += stream.encode(frame)
+        for number, packet in enumerate([*packets, *stream.encode()]):
+            data, time, base = bytearray(bytes(packet)), packet.pts, packet.time_base
+            container.mux(packet)
+            if number % 8 == 7 and not packet.is_keyframe:
+                data[0] &= ~0x10
+                hidden = av.Packet(bytes(data))
+                hidden.stream, hidden.time_base = stream, base
+                hidden.pts = hidden.dts = time + round(Fraction(1, 1000) / base)
+                container.mux(hidden)
+    with av.open(str(tmp_path / "a.webm")) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        assert len(packets) == 45
+    assert probe_video(tmp_path / "a.webm").fps == 30
+    assert len(list(read_frames(tmp_path / "a.webm"))) == 40
+
+
 @pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.flv"])
 def test_an_exact_rate_in_the_head_stays_exact(tmp_path, name):
     with av.open(str(tmp_path / name), "w") as container:

@@ -364,8 +364,10 @@ def test_a_prefix_of_every_name_is_left_out(tmp_path, suffix):
     for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
         assert opened(save(tmp_path / f"w{suffix}", 3.0, f"{prefix}w")) == 3.0
     average = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 2)).state_dict()
-    write_torch_file(tmp_path / "average.pth", {n: t.numpy() for n, t in average.items()})
-    assert set(open_state_dict(tmp_path / "average.pth")) == {"weight", "bias"}
+    for prefix in ("", "module.", "_orig_mod."):
+        state = {prefix + name: tensor.numpy() for name, tensor in average.items()}
+        write_torch_file(tmp_path / "average.pth", state)
+        assert set(open_state_dict(tmp_path / "average.pth")) == {"weight", "bias"}
     both = {"module.a": np.ones(1, np.float32), "b": np.ones(1, np.float32)}
     write_torch_file(tmp_path / "both.pth", both)
     assert set(open_state_dict(tmp_path / "both.pth")) == set(both)
