@@ -10,7 +10,7 @@ demo: $(VENV)/.runtime
 	mkdir -p demo
 	$(BIN)/animate-jax animate --reference docs/demo/reference.png \
 		--reference-keypoints docs/demo/reference.npz --keypoints docs/demo/motion.npz \
-		--retarget bones --steps 6 --guidance 1.5 --out demo/demo.mp4 demo/demo.gif \
+		--retarget bones --steps 5 --guidance 1.5 --out demo/demo.mp4 demo/demo.gif \
 		--side-by-side demo/side_by_side.mp4 --overwrite
 	@echo "Look at demo/side_by_side.mp4: reference, motion, result; demo.mp4 and demo.gif have the result."
 
