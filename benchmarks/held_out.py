@@ -32,11 +32,7 @@ SHOWN_PAIRS, SHOWN_FRAME, SHOWN_SIDE = 6, 10, 128
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--model", default=BUNDLED)
-    parser.add_argument("--pairs", type=int, default=2 * MOTIONS, help="the first so many")
-    options = parser.parse_args()
+    options = read_options(__doc__)
     model = ["--model", options.model]
     ways = {
         "model": (model, "model"),
@@ -44,6 +40,15 @@ def main():
         "autoencoder": ([*model, "--autoencoder-only"], "autoencoder alone"),
     }
     compare(options.directory, ways, SIZE, options.pairs)
+
+
+def read_options(doc: str) -> argparse.Namespace:
+    """directory, model and pairs from the command line of a benchmark on these pairs."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--model", default=BUNDLED)
+    parser.add_argument("--pairs", type=int, default=2 * MOTIONS, help="the first so many")
+    return parser.parse_args()
 
 
 def compare(

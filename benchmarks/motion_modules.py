@@ -7,22 +7,17 @@ be, with itself without motion modules, every frame sampled for itself: from noi
 model's, and from noise of its own, as after stage 1. Writes DIR/motion_modules.md.
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 
-from held_out import MOTIONS, SIZE, evaluated, held_out_pairs, table
+from held_out import SIZE, evaluated, held_out_pairs, read_options, table
 
 from animate_jax.training.parameters import drop_motion, without_motion
-from animate_jax.weights.model_directory import BUNDLED, load_model, read_config, save_model
+from animate_jax.weights.model_directory import load_model, read_config, save_model
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--model", default=BUNDLED)
-    parser.add_argument("--pairs", type=int, default=2 * MOTIONS, help="the first so many")
-    options = parser.parse_args()
+    options = read_options(__doc__)
     directory, source = options.directory, options.model
     share = read_config(source).schedule.shared_noise
     models = {
