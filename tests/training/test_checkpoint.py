@@ -40,6 +40,7 @@ def read(workdir, shapes=SHAPES):
         ConnectionResetError(),
         TimeoutError("timed out"),
         OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EIO, "in words of its own"),
         PermissionError(errno.EACCES, "Permission denied"),
         ValueError("UNAVAILABLE: Error executing an HTTP request: Could not resolve host"),
     ],
