@@ -52,6 +52,8 @@ _PARAMETERS = (
 )
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _TYPED_TENSOR = "torch._utils._rebuild_tensor_v3"
+# A tensor that has attributes: how it is made, its class, the arguments for that, the attributes.
+_WITH_ATTRIBUTES, _TENSOR = "torch._tensor._rebuild_from_type_v2", "torch.Tensor"
 # What torch.load's safe mode takes besides; no weights, so nothing is made of them.
 _BESIDE = (
     "torch.device",
@@ -62,6 +64,7 @@ _BESIDE = (
 )
 _NAMES = frozenset(
     [*_BESIDE, _ORDERED_DICT, _SIZE, *_PARAMETERS, *_TENSORS, _TYPED_TENSOR]
+    + [_WITH_ATTRIBUTES, _TENSOR]
     + [*STORAGE_DTYPES, *UNTYPED_STORAGES, *TENSOR_DTYPES]
 )
 
@@ -224,6 +227,10 @@ def _call(name: str, arguments: tuple) -> Any:
         return None
     if name in _PARAMETERS:
         return arguments[0] if type(arguments[0]) is _Window else _wrong(name)
+    if name == _WITH_ATTRIBUTES:
+        made, _, made_of, _ = arguments
+        plain = type(made) is Global and made.name in (*_TENSORS, _TYPED_TENSOR)
+        return _call(made.name, made_of) if plain and type(made_of) is tuple else _wrong(name)
     if name in _TENSORS:
         storage, offset, shape, strides, *rest = arguments
         metadata = rest[2] if len(rest) > 2 else None

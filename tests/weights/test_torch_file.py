@@ -155,6 +155,15 @@ def test_the_state_dict_is_found(tmp_path, wrap):
     assert_equal(read_torch_file(tmp_path / "w.ckpt"), state)
 
 
+def test_tensors_with_attributes_are_plain_tensors(tmp_path):
+    state = {"weight": some("bfloat16", 2, 3).T, "bias": torch.nn.Parameter(some("float32", 2))}
+    for tensor in state.values():
+        tensor.note = "kept by some program"
+    torch.save(state, tmp_path / "w.pth")
+    torch.load(tmp_path / "w.pth", weights_only=True)
+    assert_equal(read_torch_file(tmp_path / "w.pth"), state)
+
+
 def test_a_storage_that_unpacks_to_less_than_it_says_is_an_error(tmp_path):
     torch.save({"a": torch.zeros(100_000)}, tmp_path / "plain.pth")
     path = rewrite(tmp_path / "plain.pth", tmp_path / "w.pth", {"data/0": b"\0" * 400_000})
