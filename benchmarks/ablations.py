@@ -3,14 +3,16 @@
     python benchmarks/ablations.py DIR [--model MODEL] [--only full joint ...]
 
 draws puppets, trains every model with the autoencoder of MODEL (the bundled one), and compares them
-as held_out.py does: DIR/table.md, DIR/sheet.png. What is there already is not made again, so the
-same command goes on where it was stopped.
+as held_out.py does: DIR/table.md, DIR/sheet.png. The model without motion modules is there twice,
+its frames from noise of their own and from noise in common. What is there already is not made
+again, so the same command goes on where it was stopped.
 """
 
 import argparse
 from pathlib import Path
 
 from held_out import animate_jax, compare
+from motion_modules import single
 
 from animate_jax.commands.train import puppet_records
 from animate_jax.files import directory_path
@@ -20,6 +22,7 @@ from animate_jax.weights.model_directory import BUNDLED
 CONFIGS = Path(__file__).parents[1] / "configs" / "ablations"
 MODELS = {
     "full": "full",
+    "noise_apart": "full, noise apart",
     "image_token": "image token only",
     "added": "reference added",
     "no_motion": "no motion modules",
@@ -39,6 +42,9 @@ def main():
     for name in options.only:
         workdir = trained(name, options.directory, records, options.model)
         models[name] = ["--model", workdir / "model"], MODELS[name]
+        if name == "no_motion":
+            common = single(workdir / "model", options.directory, shared_noise=1.0)
+            models["in_common"] = ["--model", common], "no motion modules, noise in common"
     compare(options.directory, models, config.data.width)
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from animate_jax.files import replacing
 from animate_jax.video.reading import read_frames
-from animate_jax.weights.model_directory import BUNDLED
+from animate_jax.weights.model_directory import BUNDLED, read_config
 from data_prep.puppets.generate import PuppetSet, generate
 
 SEED = 20231128  # that of the trainings is 0
@@ -39,7 +39,7 @@ def main():
         "one_step": ([*model, "--steps", 1, "--guidance", 1], "model, one step"),
         "autoencoder": ([*model, "--autoencoder-only"], "autoencoder alone"),
     }
-    compare(options.directory, ways, SIZE, options.pairs)
+    compare(options.directory, ways, read_config(options.model).resolution, options.pairs)
 
 
 def read_options(doc: str) -> argparse.Namespace:
@@ -121,9 +121,11 @@ def table(reports: dict[str, dict]) -> str:
         cells = []
         for metric in METRICS:
             found = report["means"][metric]
-            low, high = found["interval"]
             digits = 2 if "psnr" in metric else 4
-            cells.append(f"{found['mean']:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})")
+            cell = f"{found['mean']:.{digits}f}"
+            if found["interval"]:  # a single pair has none
+                cell += " ({:.{n}f} .. {:.{n}f})".format(*found["interval"], n=digits)
+            cells.append(cell)
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", "psnr_character with the own skeleton, and with another body's:"]
     for label, report in reports.items():

@@ -10,7 +10,7 @@ model's, and from noise of its own, as after stage 1. Writes DIR/motion_modules.
 import dataclasses
 from pathlib import Path
 
-from held_out import SIZE, evaluated, held_out_pairs, read_options, table
+from held_out import evaluated, held_out_pairs, read_options, table
 
 from animate_jax.training.parameters import drop_motion, without_motion
 from animate_jax.weights.model_directory import load_model, read_config, save_model
@@ -19,7 +19,8 @@ from animate_jax.weights.model_directory import load_model, read_config, save_mo
 def main():
     options = read_options(__doc__)
     directory, source = options.directory, options.model
-    share = read_config(source).schedule.shared_noise
+    config = read_config(source)
+    share, side = config.schedule.shared_noise, config.resolution
     models = {
         "model": (source, "model"),
         "frames": (single(source, directory, share), "frame by frame, noise in common"),
@@ -29,7 +30,7 @@ def main():
     reports = {}
     for name, (model, label) in models.items():
         how = ["--model", model, "--pairs", options.pairs]
-        reports[label] = evaluated(name, how, directory, held_out, SIZE)
+        reports[label] = evaluated(name, how, directory, held_out, side)
     (directory / "motion_modules.md").write_text(table(reports), encoding="utf-8")
     print(table(reports))
 

@@ -39,5 +39,4 @@ def _same(config, reference, frames):
     config.puppets.clips = 1000
     config.steps = frames // (config.data.batch_size * config.data.frames)
     config.validation.videos = 0
-    config.schedule = None  # frames have no noise in common, or that would count for motion modules
     config.loss.timestep_shift = 1.0  # in both stages, so that `joint` minimises the same

@@ -9,6 +9,7 @@ from animate_jax.training.config import load_config
 FOLDER = Path("configs/ablations")
 MODELS = {  # the reference in the denoiser, and whether motion is learnt
     "full": ("attended", True),
+    "noise_apart": ("attended", True),
     "image_token": ("none", True),
     "added": ("added", True),
     "no_motion": ("attended", False),
@@ -42,5 +43,8 @@ def test_budget_and_difference(name):
         assert config.loss == full[0].loss
     assert configs[-1].init_components == ("autoencoder",)
     assert configs[-1].learned == full[-1].learned  # all begin with all but motion modules
+    common = motion and name != "noise_apart"  # only clips have noise in common
+    assert configs[0].schedule == (full[0].schedule if common else None)
+    assert full[0].schedule["shared_noise"] == 1
     if name == "joint":
         assert len(configs) == 1 and configs[0].motion
