@@ -43,7 +43,8 @@ def main():
         workdir = trained(name, options.directory, records, options.model)
         models[name] = ["--model", workdir / "model"], MODELS[name]
         if name == "no_motion":
-            common = single(workdir / "model", options.directory, shared_noise=1.0)
+            share = config.schedule["shared_noise"]
+            common = single(workdir / "model", options.directory, share)
             models["in_common"] = ["--model", common], "no motion modules, noise in common"
     compare(options.directory, models, config.data.width)
 

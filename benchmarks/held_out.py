@@ -124,7 +124,8 @@ def table(reports: dict[str, dict]) -> str:
             digits = 2 if "psnr" in metric else 4
             cell = f"{found['mean']:.{digits}f}"
             if found["interval"]:  # a single pair has none
-                cell += " ({:.{n}f} .. {:.{n}f})".format(*found["interval"], n=digits)
+                low, high = found["interval"]
+                cell += f" ({low:.{digits}f} .. {high:.{digits}f})"
             cells.append(cell)
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", "psnr_character with the own skeleton, and with another body's:"]

@@ -164,6 +164,20 @@ def test_tensors_with_attributes_are_plain_tensors(tmp_path):
     assert_equal(read_torch_file(tmp_path / "w.pth"), state)
 
 
+class OtherMaker:
+    """A tensor with attributes, to be made by what makes no tensors."""
+
+    def __reduce__(self):
+        arguments = (torch.device, torch.Tensor, ("cpu",), {"note": 1})
+        return torch._tensor._rebuild_from_type_v2, arguments
+
+
+def test_attributes_on_what_is_no_tensor_are_an_error(tmp_path):
+    torch.save({"a": some("float32", 2), "b": OtherMaker()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="_rebuild_from_type_v2 with unusual arguments"):
+        read_torch_file(tmp_path / "w.pth")
+
+
 def test_a_storage_that_unpacks_to_less_than_it_says_is_an_error(tmp_path):
     torch.save({"a": torch.zeros(100_000)}, tmp_path / "plain.pth")
     path = rewrite(tmp_path / "plain.pth", tmp_path / "w.pth", {"data/0": b"\0" * 400_000})
